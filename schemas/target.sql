@@ -1,0 +1,67 @@
+-- What changeover keeps on the target. Everything of one migration is removed by `changeover abort` and
+-- `changeover complete`; the schema goes with its last migration.
+CREATE SCHEMA IF NOT EXISTS changeover;
+
+-- One row a migration: which source it belongs to and how far the whole has come.
+CREATE TABLE IF NOT EXISTS changeover.migration (
+    name               text PRIMARY KEY,
+    -- preparing, copying, indexing, catching_up, streaming, cut_over
+    phase              text NOT NULL,
+    system_identifier  text NOT NULL,
+    timeline           integer NOT NULL,
+    slot               text NOT NULL,
+    slot_is_ours       boolean NOT NULL,
+    publication        text NOT NULL,
+    publication_is_ours boolean NOT NULL,
+    -- Where the slot begins: no sink starts before this. NULL until the slot exists.
+    consistent_point   pg_lsn,
+    -- Raised by each daemon that starts. A daemon whose epoch is no longer the row's stops before it commits anything.
+    epoch              bigint NOT NULL DEFAULT 0,
+    created_at         timestamptz NOT NULL DEFAULT now()
+);
+
+-- The target's own position in the source's stream, written in the transaction that holds the rows.
+CREATE TABLE IF NOT EXISTS changeover.position (
+    migration     text NOT NULL,
+    lane          integer NOT NULL,
+    epoch         bigint NOT NULL,
+    commit_end    pg_lsn NOT NULL,
+    committed_at  timestamptz,
+    PRIMARY KEY (migration, lane)
+) WITH (fillfactor = 10);
+
+-- One row a table (and part of a table) whose copy is finished, written in the transaction that holds its rows.
+CREATE TABLE IF NOT EXISTS changeover.unit (
+    migration     text NOT NULL,
+    table_schema  text NOT NULL,
+    table_name    text NOT NULL,
+    part          integer NOT NULL,
+    -- pg_current_snapshot() the rows were read under, and the end of the source's log just after it was taken.
+    snapshot      text NOT NULL,
+    until         pg_lsn NOT NULL,
+    row_count     bigint NOT NULL,
+    byte_count    bigint NOT NULL,
+    -- Set on part 0 when every part of the table is there.
+    complete      boolean NOT NULL DEFAULT false,
+    finished_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (migration, table_schema, table_name, part)
+);
+
+-- One row a schema statement that is done, written in the statement's own transaction.
+CREATE TABLE IF NOT EXISTS changeover.step (
+    migration    text NOT NULL,
+    step         text NOT NULL,
+    finished_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (migration, step)
+);
+
+-- The cutover's durable record. The row with step 'committed' is the commit point.
+CREATE TABLE IF NOT EXISTS changeover.journal (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    migration  text NOT NULL,
+    attempt    integer NOT NULL,
+    step       text NOT NULL,
+    detail     jsonb NOT NULL DEFAULT '{}',
+    at         timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS journal_by_migration ON changeover.journal (migration, attempt, id);

@@ -1,0 +1,34 @@
+//! The nouns: everything that crosses a door between rooms. Values only; no I/O, no clock.
+//!
+//! `frame → change → transaction → batch` is the way of the data; `lsn`, `position` and `snapshot` say where on that
+//! way something stands; `names` and `relation` say what it belongs to; `align` is what verification asks of a sink.
+
+mod align;
+mod batch;
+mod change;
+mod disposition;
+mod filter;
+mod frame;
+mod lsn;
+mod names;
+mod position;
+mod relation;
+mod secret;
+mod settled;
+mod snapshot;
+mod tuple;
+
+pub use align::{Aligned, ApplyCommand, Misaligned, marker_prefix};
+pub use batch::{Batch, Part, Transaction, TransactionOrigin};
+pub use change::{Change, ChangeKind, OldKind, OldTuple, RelationIndex};
+pub use disposition::Disposition;
+pub use filter::{InvalidPattern, TableFilter, TablePattern};
+pub use frame::{Frame, FrameBatch, FramePayload};
+pub use lsn::{Lsn, ParseLsnError};
+pub use names::{InvalidName, MigrationName, SinkName, TableName, quote_identifier, quote_literal};
+pub use position::{Position, SourceIdentity};
+pub use relation::{Column, Relation, ReplicaIdentity, TypeName};
+pub use secret::Secret;
+pub use settled::{RowCounts, RowCountsByTable, Settled, TableHandover};
+pub use snapshot::{ParseSnapshotError, SnapshotSet, Xid};
+pub use tuple::{Datum, MalformedTuple, Tuple, TupleBuilder};
