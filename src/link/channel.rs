@@ -143,6 +143,7 @@ impl<T> Drop for Receiver<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test owns the tasks it starts")]
 mod tests {
     use std::time::Duration;
 

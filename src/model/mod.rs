@@ -16,6 +16,7 @@ mod relation;
 mod secret;
 mod settled;
 mod snapshot;
+mod touched;
 mod tuple;
 
 pub use align::{Aligned, ApplyCommand, Misaligned, marker_prefix};
@@ -31,4 +32,5 @@ pub use relation::{Column, Relation, ReplicaIdentity, TypeName};
 pub use secret::Secret;
 pub use settled::{RowCounts, RowCountsByTable, Settled, TableHandover};
 pub use snapshot::{ParseSnapshotError, SnapshotSet, Xid};
+pub use touched::Touched;
 pub use tuple::{Datum, MalformedTuple, Tuple, TupleBuilder};

@@ -1,10 +1,14 @@
 //! What operators see of the inside: every metric name once, logs, error chains, the clock.
 
 pub mod clock;
+mod latency;
 mod logs;
 pub mod metrics;
 
 mod chain;
+mod tally;
 
 pub use chain::chain;
+pub use latency::Latency;
 pub use logs::{LogFormat, init_logs};
+pub use tally::Tally;

@@ -1,0 +1,13 @@
+//! Which keys the target's applier wrote: what verification has to look at again.
+
+use super::{Relation, Tuple};
+
+/// Told of every row change just before the group it belongs to commits. Called on the applier's task: must be quick
+/// and must not block.
+pub trait Touched: Send + Sync {
+    /// `tuple` holds the values of the replica identity's columns (and perhaps more). An update that changes the key is
+    /// reported twice, with the old key and with the new one.
+    fn row(&self, relation: &Relation, tuple: &Tuple);
+    /// All rows at once: TRUNCATE.
+    fn table(&self, relation: &Relation);
+}
