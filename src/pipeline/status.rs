@@ -1,0 +1,222 @@
+//! What operators and programs are told about a running migration: `GET /api/v1/status`, `changeover status --json`.
+//!
+//! Names are a contract; every duration and size carries its unit.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Lsn, SinkName};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub migration: String,
+    pub version: String,
+    pub phase: Phase,
+    /// Which side owns the applications' writes.
+    pub owner: Owner,
+    /// Set by `pause`: the target takes no changes until `resume`.
+    pub paused: bool,
+    /// Why a part stands still, and what to do; the rest goes on.
+    pub halted: Vec<Trouble>,
+    /// What is being retried right now (a dropped connection, a dead broker).
+    pub retrying: Vec<Trouble>,
+    pub started_at_us: i64,
+    pub source: SourceStatus,
+    /// Bytes of the source's log that the target has not applied.
+    pub lag_bytes: u64,
+    /// How old the oldest change is that the target has not applied; 0 when idle and caught up.
+    pub lag_seconds: f64,
+    /// From commit on the source to visible on the target, since the daemon started.
+    pub latency: LatencyStatus,
+    pub sinks: Vec<SinkStatus>,
+    pub spool: SpoolStatus,
+    pub snapshot: SnapshotStatus,
+    pub tables: Vec<TableStatus>,
+    pub verification: Option<VerificationStatus>,
+    pub cutover: Option<CutoverStatus>,
+}
+
+/// How far the migration has come. `changeover.migration.phase` holds the same words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Publication and slot are being made. Left when the slot's first position is recorded.
+    Preparing,
+    /// Schema and rows are being copied. Left when every table's rows are there.
+    Copying,
+    /// Keys and indexes are being built. Left when all of them are there.
+    Indexing,
+    /// The stream is applied, but has not passed the newest snapshot of the copy: the target is not yet any one state of
+    /// the source.
+    CatchingUp,
+    /// What a reader of the target sees is the source as of some commit.
+    Streaming,
+    /// A cutover is under way.
+    CuttingOver,
+    /// The commit point is passed: green owns the writes.
+    CutOver,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    Blue,
+    Green,
+}
+
+/// An error as operators read it: the chain on one line, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// The part it happened in: source, target, kafka, spool, snapshot, …
+    pub part: String,
+    pub error: String,
+    pub hint: Option<String>,
+    pub since_us: i64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    pub system_identifier: String,
+    pub timeline: u32,
+    pub server_version_num: u32,
+    pub slot: String,
+    pub publication: String,
+    pub connected: bool,
+    /// Decoded through here.
+    pub received: Option<String>,
+    /// The end of the source's log as last heard.
+    pub wal_end: Option<String>,
+    /// What the slot was told it may forget.
+    pub confirmed: Option<String>,
+    /// Log the slot keeps from being removed (`restart_lsn` to the end).
+    pub slot_retained_bytes: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LatencyStatus {
+    pub p50_ms: Option<f64>,
+    pub p99_ms: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SinkStatus {
+    pub sink: SinkName,
+    pub through: Option<String>,
+    pub lag_bytes: u64,
+    pub lag_seconds: f64,
+    pub transactions_total: u64,
+    pub rows_total: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolStatus {
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+    pub disk_capacity_bytes: u64,
+    /// The stream has stopped reading until a sink has caught up.
+    pub full: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    pub tables_total: u64,
+    pub tables_done: u64,
+    pub rows_copied: u64,
+    pub bytes_copied: u64,
+    /// Estimated from the size of the tables on the source.
+    pub bytes_total: u64,
+    pub bytes_per_second: f64,
+    /// `None` before a rate is known and when done.
+    pub eta_seconds: Option<f64>,
+    pub indexes_total: u64,
+    pub indexes_done: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TableStatus {
+    pub table: String,
+    pub state: TableState,
+    /// Rows the copy read; `rows_estimated` is the planner's count beforehand.
+    pub rows_copied: u64,
+    pub rows_estimated: u64,
+    pub bytes_copied: u64,
+    pub bytes_total: u64,
+    pub eta_seconds: Option<f64>,
+    pub inserts: u64,
+    pub updates: u64,
+    pub deletes: u64,
+    pub truncates: u64,
+    /// Rows copied plus inserts minus deletes since; exact until a TRUNCATE, then counted from the last verification.
+    pub rows: u64,
+    pub lag_seconds: f64,
+    pub verdict: Option<TableVerdictStatus>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableState {
+    Waiting,
+    Copying,
+    Copied,
+    Indexing,
+    Streaming,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableVerdictStatus {
+    pub equal: bool,
+    pub rows: u64,
+    pub differing_rows: u64,
+    pub position: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerificationStatus {
+    pub running: bool,
+    /// Share of the tables (by rows) compared so far, 0 to 1.
+    pub ratio: f64,
+    /// Of the last finished verification.
+    pub equal: Option<bool>,
+    pub position: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CutoverStatus {
+    pub attempt: u32,
+    pub step: String,
+    pub pause_ms: Option<f64>,
+    pub forecast_ms: Option<f64>,
+}
+
+impl Phase {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Copying => "copying",
+            Self::Indexing => "indexing",
+            Self::CatchingUp => "catching_up",
+            Self::Streaming => "streaming",
+            Self::CuttingOver => "cutting_over",
+            Self::CutOver => "cut_over",
+        }
+    }
+
+    /// Reads the word stored in `changeover.migration.phase`.
+    pub fn parse(text: &str) -> Option<Self> {
+        [
+            Self::Preparing,
+            Self::Copying,
+            Self::Indexing,
+            Self::CatchingUp,
+            Self::Streaming,
+            Self::CuttingOver,
+            Self::CutOver,
+        ]
+        .into_iter()
+        .find(|phase| phase.as_str() == text)
+    }
+}
+
+/// A log position as it is printed, for the fields above.
+pub(super) fn printed(lsn: Option<Lsn>) -> Option<String> {
+    lsn.map(|lsn| lsn.to_string())
+}
