@@ -1,1 +1,8 @@
-//! (door of the room; see the crate's map)
+//! How far each sink has come, what the source may therefore forget, and how late we are.
+//!
+//! decode ─Decoded▶ [tracker] ◀Settled─ apply, publish        [tracker] ─confirmed▶ source
+
+mod backlog;
+mod machine;
+
+pub use machine::{SinkLag, Tracker};

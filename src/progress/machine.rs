@@ -1,0 +1,211 @@
+//! The rule: the source may forget what every sink holds durably, and nothing else (I2).
+
+use std::collections::BTreeMap;
+
+use super::backlog::Backlog;
+use crate::model::{Batch, Lsn, SinkName};
+
+/// Tracks the positions of all sinks of one migration. Pure; the pipeline feeds it and acts on what it answers.
+#[derive(Clone, Debug)]
+pub struct Tracker {
+    sinks: BTreeMap<SinkName, Sink>,
+    /// End of the last transaction decoded, and of everything decoded.
+    last_transaction_end: Option<Lsn>,
+    decoded_through: Option<Lsn>,
+    wal_end: Option<Lsn>,
+}
+
+#[derive(Clone, Debug)]
+struct Sink {
+    settled: Lsn,
+    backlog: Backlog,
+}
+
+/// How far a sink is behind the source.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SinkLag {
+    pub bytes: u64,
+    pub seconds: f64,
+}
+
+impl Tracker {
+    /// Starts from what each sink says it holds.
+    pub fn new(resume: impl IntoIterator<Item = (SinkName, Lsn)>) -> Self {
+        let sinks: BTreeMap<_, _> =
+            resume.into_iter().map(|(name, settled)| (name, Sink { settled, backlog: Backlog::default() })).collect();
+        assert!(!sinks.is_empty(), "a migration has at least one sink");
+        Self { sinks, last_transaction_end: None, decoded_through: None, wal_end: None }
+    }
+
+    /// What the slot may be told: the smallest durable position.
+    pub fn confirmed(&self) -> Lsn {
+        self.sinks.values().map(|sink| sink.settled).min().expect("there is at least one sink")
+    }
+
+    /// A batch has been decoded and is on its way to every sink.
+    pub fn decoded(&mut self, batch: &Batch) {
+        assert!(Some(batch.through) >= self.decoded_through, "the decoder went back to {}", batch.through);
+        self.decoded_through = Some(batch.through);
+        self.heard_of(batch.wal_end);
+        let ends = batch.transactions.iter().filter(|transaction| transaction.part.ends()).map(|it| it.end);
+        if let (Some(end), Some(first)) = (ends.max(), batch.transactions.first()) {
+            self.last_transaction_end = Some(end);
+            for sink in self.sinks.values_mut().filter(|sink| sink.settled < end) {
+                sink.backlog.push(end, first.committed_at_us);
+            }
+        }
+    }
+
+    /// The source's log reaches this far.
+    pub fn heard_of(&mut self, wal_end: Lsn) {
+        self.wal_end = self.wal_end.max(Some(wal_end));
+    }
+
+    /// A sink holds everything durably through here. Returns the new confirmed position when it moved.
+    pub fn settled(&mut self, name: SinkName, through: Lsn) -> Option<Lsn> {
+        let before = self.confirmed();
+        let sink = self.sinks.get_mut(&name).expect("only sinks named at the start settle");
+        assert!(through >= sink.settled, "{name} settled {through} after {}", sink.settled);
+        sink.settled = through;
+        sink.backlog.settle(through);
+        let after = self.confirmed();
+        (after > before).then_some(after)
+    }
+
+    pub fn settled_through(&self, name: SinkName) -> Option<Lsn> {
+        self.sinks.get(&name).map(|sink| sink.settled)
+    }
+
+    /// Everything the source committed up to here has been decoded.
+    pub fn decoded_through(&self) -> Option<Lsn> {
+        self.decoded_through
+    }
+
+    pub fn wal_end(&self) -> Option<Lsn> {
+        self.wal_end
+    }
+
+    /// Whether every sink holds everything through `barrier`. A sink that has settled the last transaction holds all
+    /// that was decoded, though it writes its position for mere keepalives only now and then.
+    pub fn drained(&self, barrier: Lsn) -> bool {
+        self.sinks.values().all(|sink| self.reach(sink) >= barrier)
+    }
+
+    /// `unheard_us` is how long ago the source last said anything, when it should have.
+    pub fn lag(&self, name: SinkName, now_us: i64, unheard_us: Option<i64>) -> Option<SinkLag> {
+        let sink = self.sinks.get(&name)?;
+        let bytes = self.wal_end.map_or(0, |end| end.bytes_since(self.reach(sink)));
+        let waiting_us = sink.backlog.oldest_us().map_or(0, |oldest| now_us.saturating_sub(oldest));
+        let micros = waiting_us.max(unheard_us.unwrap_or(0)).max(0);
+        Some(SinkLag { bytes, seconds: micros as f64 / 1e6 })
+    }
+
+    fn reach(&self, sink: &Sink) -> Lsn {
+        let caught_up = self.last_transaction_end.is_none_or(|end| sink.settled >= end);
+        match self.decoded_through {
+            Some(decoded) if caught_up => sink.settled.max(decoded),
+            Some(_) | None => sink.settled,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Part, Transaction, Xid};
+
+    fn lsn(raw: u64) -> Lsn {
+        Lsn::new(raw).unwrap()
+    }
+
+    /// A batch of one transaction per end, committed at its end in microseconds; `through` is where it reaches.
+    fn batch(ends: &[u64], through: u64) -> Batch {
+        let transaction = |end: &u64| Transaction {
+            xid: Xid(1),
+            commit: lsn(*end - 1),
+            end: lsn(*end),
+            committed_at_us: *end as i64,
+            origin: None,
+            part: Part::Whole,
+            first_ordinal: 0,
+            changes: Vec::new(),
+        };
+        Batch {
+            seq: 0,
+            relations: Vec::new(),
+            transactions: ends.iter().map(transaction).collect(),
+            through: lsn(through),
+            wal_end: lsn(through),
+        }
+    }
+
+    fn two_sinks() -> Tracker {
+        Tracker::new([(SinkName::Target, lsn(100)), (SinkName::Kafka, lsn(100))])
+    }
+
+    #[test]
+    fn the_slower_sink_decides_what_is_confirmed() {
+        let mut tracker = two_sinks();
+        tracker.decoded(&batch(&[200, 300], 300));
+        assert_eq!(tracker.settled(SinkName::Target, lsn(300)), None);
+        assert_eq!(tracker.confirmed(), lsn(100));
+        assert_eq!(tracker.settled(SinkName::Kafka, lsn(200)), Some(lsn(200)));
+        assert_eq!(tracker.settled(SinkName::Kafka, lsn(300)), Some(lsn(300)));
+    }
+
+    #[test]
+    fn no_order_of_settling_confirms_what_one_sink_lacks() {
+        // Every interleaving of three settlements a sink.
+        for choice in 0..(1_u32 << 6) {
+            let mut tracker = two_sinks();
+            tracker.decoded(&batch(&[200, 300, 400], 400));
+            let mut at = [100, 100];
+            for step in 0..6 {
+                let index = (choice >> step & 1) as usize;
+                at[index] = (at[index] + 100).min(400);
+                let name = [SinkName::Target, SinkName::Kafka][index];
+                tracker.settled(name, lsn(at[index]));
+                assert_eq!(tracker.confirmed(), lsn(at[0].min(at[1])));
+            }
+        }
+    }
+
+    #[test]
+    fn lag_is_zero_when_idle_and_grows_when_stuck() {
+        let mut tracker = two_sinks();
+        let seconds = |tracker: &Tracker, now| tracker.lag(SinkName::Target, now, None).unwrap().seconds;
+        assert_eq!(seconds(&tracker, 9_000_000), 0.0);
+        tracker.decoded(&batch(&[1_000_000, 2_000_000], 2_000_000));
+        assert_eq!(seconds(&tracker, 3_000_000), 2.0);
+        assert_eq!(seconds(&tracker, 5_000_000), 4.0);
+        tracker.settled(SinkName::Target, lsn(2_000_000));
+        assert_eq!(seconds(&tracker, 9_000_000), 0.0);
+        assert_eq!(tracker.lag(SinkName::Target, 9_000_000, Some(4_000_000)).unwrap().seconds, 4.0);
+    }
+
+    #[test]
+    fn a_keepalive_counts_as_reached_once_all_transactions_are_settled() {
+        let mut tracker = two_sinks();
+        tracker.decoded(&batch(&[200], 200));
+        tracker.decoded(&batch(&[], 900));
+        assert!(!tracker.drained(lsn(200)));
+        tracker.settled(SinkName::Target, lsn(200));
+        tracker.settled(SinkName::Kafka, lsn(200));
+        assert!(tracker.drained(lsn(900)));
+        assert_eq!(tracker.lag(SinkName::Kafka, 0, None).unwrap().bytes, 0);
+        // Yet the slot is told only what is durable.
+        assert_eq!(tracker.confirmed(), lsn(200));
+    }
+
+    #[test]
+    fn a_long_backlog_keeps_its_oldest_time() {
+        let mut tracker = two_sinks();
+        for end in 1..20_000_u64 {
+            tracker.decoded(&batch(&[1000 + end], 1000 + end));
+        }
+        assert_eq!(tracker.lag(SinkName::Target, 1001 + 7_000_000, None).unwrap().seconds, 7.0);
+        tracker.settled(SinkName::Target, lsn(10_000));
+        let late = tracker.lag(SinkName::Target, 10_000 + 1_000_000, None).unwrap().seconds;
+        assert!((1.0..1.01).contains(&late), "{late}");
+    }
+}
