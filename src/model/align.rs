@@ -9,9 +9,12 @@ use super::{Lsn, SnapshotSet};
 pub enum ApplyCommand {
     /// Commit what is open, apply nothing more, answer with the end of the last applied transaction.
     Hold { reply: oneshot::Sender<Lsn> },
-    /// While held: apply exactly the transactions that `snapshot` sees and hold again. They all stand before the
-    /// transaction that carries a logical message with prefix [`marker_prefix`] and content `marker`.
-    AdvanceTo { snapshot: SnapshotSet, marker: String, reply: oneshot::Sender<Result<Aligned, Misaligned>> },
+    /// While held: apply exactly the transactions that `snapshot` sees and hold again. `until` was the end of the log
+    /// just after the snapshot had been taken (the position `pg_logical_emit_message` returned), so all of them end
+    /// before it: once the stream has passed `until` (a batch's `through`, or a transaction that commits later) nothing
+    /// that the snapshot sees can follow. By position and not by the message itself, because pgoutput sends messages
+    /// only from PostgreSQL 14 on.
+    AdvanceTo { snapshot: SnapshotSet, until: Lsn, reply: oneshot::Sender<Result<Aligned, Misaligned>> },
     /// While held: go on with the stream.
     Release,
 }
@@ -34,8 +37,8 @@ pub enum Misaligned {
     /// The applier had passed the snapshot already.
     #[error("the applier had already gone past the snapshot")]
     Passed,
-    /// More than the applier may hold back arrived before the marker.
-    #[error("too much was committed between the snapshot and its marker")]
+    /// More than the applier may hold back arrived before the stream had passed `until`.
+    #[error("too much was committed between the snapshot and the end of the log just after it")]
     TooMuch,
 }
 
