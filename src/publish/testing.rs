@@ -65,7 +65,7 @@ pub(super) fn change(kind: ChangeKind) -> Change {
 /// A transaction whose commit record ends at `end`.
 pub(super) fn transaction(end: u64, part: Part, first_ordinal: u64, changes: Vec<Change>) -> Transaction {
     Transaction {
-        xid: 750,
+        xid: Xid(750),
         commit: lsn(end - 1),
         end: lsn(end),
         committed_at_us: 1_700_000_000_123_456,

@@ -113,7 +113,8 @@ fn quoted(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unwritable> {
 
 fn is_integer(text: &[u8]) -> bool {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
-    !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
+    let padded = digits.len() > 1 && digits[0] == b'0';
+    !digits.is_empty() && !padded && digits.iter().all(u8::is_ascii_digit)
 }
 
 /// What float4out and float8out print for finite values, which is always a JSON number: `-0`, `0.1`, `1e+20`.
@@ -231,6 +232,7 @@ mod tests {
             (23, "-"),
             (23, "1.5"),
             (23, "1,2"),
+            (23, "007"),
             (16, "true"),
             (701, "1."),
             (701, ".5"),
