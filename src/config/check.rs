@@ -22,7 +22,7 @@ const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
 /// `None` only when `findings` holds a problem.
-pub fn check(raw: Raw, findings: &mut Findings<'_>) -> Option<Config> {
+pub(super) fn check(raw: Raw, findings: &mut Findings<'_>) -> Option<Config> {
     let name = findings.required("migration.name", raw.migration.name);
     let migration = name.and_then(|name| findings.parse("migration.name", name.parse::<MigrationName>()));
     // Checked under any name, so that a missing one does not hide what else is wrong.

@@ -11,7 +11,7 @@ use super::problem::Problem;
 
 /// What was typed, and where.
 #[derive(Debug, Default)]
-pub struct Document {
+pub(super) struct Document {
     pub tree: Table,
     /// Line of each key and table by its path, array places with their number.
     pub lines: BTreeMap<String, usize>,
@@ -19,7 +19,7 @@ pub struct Document {
 }
 
 impl Document {
-    pub fn read(text: &str) -> Self {
+    pub(super) fn read(text: &str) -> Self {
         let mut document = Self::default();
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in errors {
@@ -35,7 +35,7 @@ impl Document {
     }
 
     /// The line that says most about `path`: its own, or that of the innermost table around it that is in the file.
-    pub fn line(&self, path: &str) -> Option<usize> {
+    pub(super) fn line(&self, path: &str) -> Option<usize> {
         let mut path = path;
         loop {
             if let Some(line) = self.lines.get(path) {

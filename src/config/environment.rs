@@ -22,19 +22,19 @@ pub fn process_environment() -> Environment {
 
 /// Which keys were overridden, and what was wrong with the variables.
 #[derive(Debug, Default)]
-pub struct Overrides {
+pub(super) struct Overrides {
     variables: BTreeMap<&'static str, String>,
     pub problems: Vec<Problem>,
 }
 
 impl Overrides {
     /// The variable that the value at `path` came from.
-    pub fn variable_of(&self, path: &str) -> Option<&str> {
+    pub(super) fn variable_of(&self, path: &str) -> Option<&str> {
         self.variables.get(path).map(String::as_str)
     }
 
     /// Puts what `environment` says over `tree`.
-    pub fn apply(environment: &Environment, tree: &mut Table) -> Self {
+    pub(super) fn apply(environment: &Environment, tree: &mut Table) -> Self {
         let mut overrides = Self::default();
         for (variable, value) in environment {
             match KEYS.iter().find(|key| key.variable().as_deref() == Some(variable)) {

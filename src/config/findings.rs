@@ -16,19 +16,19 @@ use crate::wire::Endpoint;
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
 #[derive(Debug)]
-pub struct Findings<'a> {
+pub(super) struct Findings<'a> {
     document: &'a Document,
     overrides: &'a Overrides,
     pub problems: Vec<Problem>,
 }
 
 impl<'a> Findings<'a> {
-    pub fn new(document: &'a Document, overrides: &'a Overrides) -> Self {
+    pub(super) fn new(document: &'a Document, overrides: &'a Overrides) -> Self {
         Self { document, overrides, problems: Vec::new() }
     }
 
     /// A problem with the key at `path`, placed where its value came from.
-    pub fn problem(&mut self, path: &str, message: impl Into<String>) {
+    pub(super) fn problem(&mut self, path: &str, message: impl Into<String>) {
         let message = message.into();
         let problem = match self.overrides.variable_of(path) {
             Some(variable) => Problem { place: variable.to_owned(), line: None, message },
@@ -37,7 +37,7 @@ impl<'a> Findings<'a> {
         self.problems.push(problem);
     }
 
-    pub fn required(&mut self, path: &str, typed: Option<String>) -> Option<String> {
+    pub(super) fn required(&mut self, path: &str, typed: Option<String>) -> Option<String> {
         let given = typed.filter(|text| !text.is_empty());
         // A value of the wrong kind was reported already and left out; to call it missing as well would mislead.
         if given.is_none() && !self.document.problems.iter().any(|problem| problem.place == path) {
@@ -46,11 +46,11 @@ impl<'a> Findings<'a> {
         given
     }
 
-    pub fn parse<T, E: std::error::Error + 'static>(&mut self, path: &str, parsed: Result<T, E>) -> Option<T> {
+    pub(super) fn parse<T, E: std::error::Error + 'static>(&mut self, path: &str, parsed: Result<T, E>) -> Option<T> {
         parsed.map_err(|error| self.problem(path, crate::telemetry::chain(&error))).ok()
     }
 
-    pub fn choice<T: Copy>(&mut self, path: &str, typed: Option<String>, words: &[(&str, T)], default: T) -> T {
+    pub(super) fn choice<T: Copy>(&mut self, path: &str, typed: Option<String>, words: &[(&str, T)], default: T) -> T {
         let Some(typed) = typed else { return default };
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == typed) {
             return *value;
@@ -60,7 +60,7 @@ impl<'a> Findings<'a> {
         default
     }
 
-    pub fn number(&mut self, path: &str, typed: Option<i64>, allowed: RangeInclusive<u64>, default: u64) -> u64 {
+    pub(super) fn number(&mut self, path: &str, typed: Option<i64>, allowed: RangeInclusive<u64>, default: u64) -> u64 {
         let Some(typed) = typed else { return default };
         if let Some(number) = u64::try_from(typed).ok().filter(|number| allowed.contains(number)) {
             return number;
@@ -69,11 +69,11 @@ impl<'a> Findings<'a> {
         default
     }
 
-    pub fn size(&mut self, path: &str, typed: Option<String>, allowed: RangeInclusive<u64>, default: u64) -> u64 {
+    pub(super) fn size(&mut self, path: &str, typed: Option<String>, allowed: RangeInclusive<u64>, default: u64) -> u64 {
         self.size_if_given(path, typed, allowed).unwrap_or(default)
     }
 
-    pub fn size_if_given(&mut self, path: &str, typed: Option<String>, allowed: RangeInclusive<u64>) -> Option<u64> {
+    pub(super) fn size_if_given(&mut self, path: &str, typed: Option<String>, allowed: RangeInclusive<u64>) -> Option<u64> {
         let typed = typed?;
         let size = self.parse(path, parse_size(&typed))?;
         if !allowed.contains(&size) {
@@ -84,7 +84,7 @@ impl<'a> Findings<'a> {
         Some(size)
     }
 
-    pub fn duration(
+    pub(super) fn duration(
         &mut self,
         path: &str,
         typed: Option<String>,
@@ -100,7 +100,7 @@ impl<'a> Findings<'a> {
     }
 
     /// A connection, with the password from `password_file` when there is one.
-    pub fn endpoint(&mut self, url: (&str, Option<String>), password_file: (&str, Option<String>)) -> Option<Endpoint> {
+    pub(super) fn endpoint(&mut self, url: (&str, Option<String>), password_file: (&str, Option<String>)) -> Option<Endpoint> {
         let (url_path, url) = url;
         let password = password_file.1.and_then(|file| self.secret(password_file.0, &file));
         let url = self.required(url_path, url)?;
@@ -112,7 +112,7 @@ impl<'a> Findings<'a> {
     }
 
     /// The first line of a file that holds a secret.
-    pub fn secret(&mut self, path: &str, file: &str) -> Option<Secret> {
+    pub(super) fn secret(&mut self, path: &str, file: &str) -> Option<Secret> {
         let read = fs::metadata(file).and_then(|found| match found.len() <= SECRET_BYTES_MAX {
             true => fs::read_to_string(file),
             false => Err(std::io::Error::other("larger than any secret")),

@@ -2,7 +2,7 @@
 
 /// What a key's value looks like in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     Text,
     Integer,
     /// A count of bytes: `"256MiB"`, or a bare number.
@@ -21,7 +21,7 @@ pub enum Kind {
 
 /// `path` names the tables from the outside in; a part that ends in `[]` is an array of tables, `*` is any name.
 #[derive(Clone, Copy, Debug)]
-pub struct Key {
+pub(super) struct Key {
     pub path: &'static str,
     pub kind: Kind,
 }
@@ -30,13 +30,13 @@ const fn key(path: &'static str, kind: Kind) -> Key {
     Key { path, kind }
 }
 
-pub const SNAPSHOT_MODES: &[&str] = &["full", "data", "none"];
-pub const KAFKA_FORMATS: &[&str] = &["json"];
-pub const ROUTER_KINDS: &[&str] = &["pgbouncer", "command", "http"];
-pub const LOG_FORMATS: &[&str] = &["text", "json"];
-pub const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
+pub(super) const SNAPSHOT_MODES: &[&str] = &["full", "data", "none"];
+pub(super) const KAFKA_FORMATS: &[&str] = &["json"];
+pub(super) const ROUTER_KINDS: &[&str] = &["pgbouncer", "command", "http"];
+pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
+pub(super) const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 
-pub const KEYS: &[Key] = &[
+pub(super) const KEYS: &[Key] = &[
     key("migration.name", Kind::Text),
     key("source.url", Kind::Text),
     key("source.password_file", Kind::Text),
@@ -90,24 +90,24 @@ pub const KEYS: &[Key] = &[
 impl Key {
     /// The environment variable that overrides this key: `CHANGEOVER_` and the path in capitals. Only keys with one
     /// value have one.
-    pub fn variable(&self) -> Option<String> {
+    pub(super) fn variable(&self) -> Option<String> {
         let scalar = !matches!(self.kind, Kind::List | Kind::Map | Kind::Reserved) && !self.path.contains("[]");
         scalar.then(|| format!("CHANGEOVER_{}", self.path.replace('.', "_").to_ascii_uppercase()))
     }
 }
 
 /// The key at `path` (array places without their number), if there is one.
-pub fn find(path: &str) -> Option<&'static Key> {
+pub(super) fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path || key.path.strip_suffix('*').is_some_and(|free| path.starts_with(free)))
 }
 
 /// Whether `path` is a table that holds keys.
-pub fn is_table(path: &str) -> bool {
+pub(super) fn is_table(path: &str) -> bool {
     KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
 }
 
 /// What may stand directly in the table `path` (`""` is the whole file): names of keys and of tables.
-pub fn names_in(path: &str) -> Vec<&'static str> {
+pub(super) fn names_in(path: &str) -> Vec<&'static str> {
     let mut names: Vec<&'static str> = KEYS
         .iter()
         .filter_map(|key| match path {
@@ -122,7 +122,7 @@ pub fn names_in(path: &str) -> Vec<&'static str> {
 }
 
 /// A sentence that helps somebody who typed `name` in `table`, where it does not exist.
-pub fn suggestion(table: &str, name: &str) -> String {
+pub(super) fn suggestion(table: &str, name: &str) -> String {
     let siblings = names_in(table);
     let close = |candidate: &&&str| distance(name, candidate) <= (name.len() / 3).max(2);
     let nearest = siblings.iter().filter(close).min_by_key(|candidate| distance(name, candidate));
@@ -137,7 +137,7 @@ pub fn suggestion(table: &str, name: &str) -> String {
 }
 
 /// Edits (insert, delete, replace, and two neighbours exchanged) between two words.
-pub fn distance(left: &str, right: &str) -> usize {
+pub(super) fn distance(left: &str, right: &str) -> usize {
     let (left, right): (Vec<char>, Vec<char>) = (left.chars().collect(), right.chars().collect());
     let mut rows = vec![(0..=right.len()).collect::<Vec<usize>>()];
     for (i, a) in left.iter().enumerate() {

@@ -19,6 +19,9 @@ mod problem;
 mod units;
 mod checked;
 
+#[cfg(test)]
+mod tests;
+
 pub use checked::{
     Adoptable, Apply, CommandRouter, Config, Control, Cutover, HttpRouter, Kafka, KafkaFormat, Limits, Log, PgBouncer,
     Router, Snapshot, SnapshotMode, Source, Target, Verify,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Raw {
+pub(super) struct Raw {
     pub migration: RawMigration,
     pub source: RawSource,
     pub target: RawTarget,
@@ -25,13 +25,13 @@ pub struct Raw {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawMigration {
+pub(super) struct RawMigration {
     pub name: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawSource {
+pub(super) struct RawSource {
     pub url: Option<String>,
     pub password_file: Option<String>,
     pub slot: Option<String>,
@@ -41,21 +41,21 @@ pub struct RawSource {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawTarget {
+pub(super) struct RawTarget {
     pub url: Option<String>,
     pub password_file: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawTables {
+pub(super) struct RawTables {
     pub include: Option<Vec<String>>,
     pub exclude: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawSnapshot {
+pub(super) struct RawSnapshot {
     pub mode: Option<String>,
     pub workers: Option<i64>,
     pub split: Option<String>,
@@ -66,7 +66,7 @@ pub struct RawSnapshot {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawKafka {
+pub(super) struct RawKafka {
     pub bootstrap_servers: Option<String>,
     pub topic_prefix: Option<String>,
     pub format: Option<String>,
@@ -79,14 +79,14 @@ pub struct RawKafka {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawVerify {
+pub(super) struct RawVerify {
     pub workers: Option<i64>,
     pub keys_listed: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawLimits {
+pub(super) struct RawLimits {
     pub memory: Option<String>,
     pub spool: Option<String>,
     pub spool_dir: Option<String>,
@@ -94,14 +94,14 @@ pub struct RawLimits {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawApply {
+pub(super) struct RawApply {
     pub group: Option<String>,
     pub group_delay: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawCutover {
+pub(super) struct RawCutover {
     pub max_pause: Option<String>,
     pub max_lag: Option<String>,
     pub sequence_margin: Option<i64>,
@@ -111,7 +111,7 @@ pub struct RawCutover {
 /// The keys of every kind of router; which of them belong together is checked afterwards.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawRouter {
+pub(super) struct RawRouter {
     pub kind: Option<String>,
     pub admin_url: Option<String>,
     pub password_file: Option<String>,
@@ -125,14 +125,14 @@ pub struct RawRouter {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawControl {
+pub(super) struct RawControl {
     pub listen: Option<String>,
     pub token_file: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawLog {
+pub(super) struct RawLog {
     pub format: Option<String>,
     pub level: Option<String>,
 }

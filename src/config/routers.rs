@@ -19,7 +19,7 @@ const KINDS: [(&str, RouterKind); 3] =
     [("pgbouncer", RouterKind::PgBouncer), ("command", RouterKind::Command), ("http", RouterKind::Http)];
 
 /// Routers are asked in the order of the file.
-pub fn check_routers(
+pub(super) fn check_routers(
     raw: Vec<RawRouter>,
     source: Option<&Endpoint>,
     target: Option<&Endpoint>,
