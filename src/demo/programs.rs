@@ -35,6 +35,13 @@ impl PostgresPrograms {
         Ok(Self::find()?.last().expect("find returns at least one").clone())
     }
 
+    /// The newest set that is whole (`pg_dump` and `pgbench` beside the server), else the newest: what is used when nobody
+    /// asks for a version.
+    pub fn usual() -> Result<Self, Error> {
+        let whole = |programs: &&Self| ["pg_dump", "pgbench"].iter().all(|name| programs.program(name).is_file());
+        Self::find()?.iter().rfind(whole).cloned().map_or_else(Self::newest, Ok)
+    }
+
     pub fn of_major(major: u32) -> Result<Self, Error> {
         let all = Self::find()?;
         let found = || all.iter().map(|one| one.major.to_string()).collect::<Vec<_>>().join(", ");

@@ -19,20 +19,20 @@ pub struct Pair {
     pub target: Server,
 }
 
-/// A pair of the newest installed version (or the two servers that the environment names), with nothing in them.
+/// A pair of the usual version (or the two servers that the environment names), with nothing in them.
 pub async fn source_and_target() -> Pair {
     let (source, target) = tokio::join!(end("CHANGEOVER_TEST_SOURCE_URL"), end("CHANGEOVER_TEST_TARGET_URL"));
     Pair { source, target }
 }
 
-/// A server of the newest installed version.
+/// A server of the usual version: `CHANGEOVER_TEST_POSTGRES` (a major version), else what `PostgresPrograms::usual` says.
 pub fn server() -> Server {
     Server::from(cluster(|options| options))
 }
 
-/// A cluster of the newest installed version, its options changed by `with`.
+/// A cluster of the usual version, its options changed by `with`.
 pub fn cluster(with: impl FnOnce(ClusterOptions) -> ClusterOptions) -> PgCluster {
-    let programs = PostgresPrograms::newest().unwrap_or_else(|error| panic!("{error}"));
+    let programs = usual().unwrap_or_else(|error| panic!("{error}"));
     PgCluster::start(with(ClusterOptions::fast(programs))).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -70,6 +70,13 @@ impl Server {
         self.cluster
             .as_mut()
             .expect("this test needs a server of its own: unset CHANGEOVER_TEST_SOURCE_URL and _TARGET_URL")
+    }
+}
+
+fn usual() -> Result<PostgresPrograms, changeover::demo::Error> {
+    match env::var("CHANGEOVER_TEST_POSTGRES") {
+        Ok(major) => PostgresPrograms::of_major(major.parse().expect("CHANGEOVER_TEST_POSTGRES is a major version")),
+        Err(_) => PostgresPrograms::usual(),
     }
 }
 
