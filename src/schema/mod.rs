@@ -1,1 +1,31 @@
-//! (door of the room; see the crate's map)
+//! The schema: what a database holds, whether two sides fit, and its way from source to target.
+//!
+//! ```text
+//! pre-data (types, tables, functions)  →  rows [snapshot]  →  indexes  →  the stream catches up  →  post-data
+//! ```
+//!
+//! pg_dump writes the statements, one of its sections at a time; they run on the target in transactions that also hold
+//! a row of `changeover.step`, so that a restart goes on where the last commit was.
+
+mod error;
+mod catalog;
+mod read;
+mod compare;
+mod dump;
+mod copy;
+mod sequences;
+mod state;
+mod store;
+
+pub use catalog::{
+    BinaryCopy, Catalog, Column, Database, Extension, ForeignKey, GeneratedKind, IdentityKind, NotStreamed,
+    NotStreamedKind, Partition, Sequence, SequenceOwner, Table, TableKind, Trigger, TriggerState, UniqueKey,
+};
+pub use compare::{Difference, DifferenceKind, compare};
+pub use copy::{CopyOptions, Steps, StepsRead, copy_indexes, copy_large_objects, copy_post_data, copy_pre_data};
+pub use dump::{Malformed, PgDump, find_pg_dump};
+pub use error::Error;
+pub use read::read_catalog;
+pub use sequences::copy_sequences;
+pub use state::{drop_state, install_state};
+pub use store::{Migration, bump_epoch, insert_migration, lead, read_migration, set_consistent_point, set_phase};

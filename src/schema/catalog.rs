@@ -1,0 +1,262 @@
+//! What a database holds, as far as a migration cares. Values only; [`super::read_catalog`] fills them in.
+
+use crate::model::{ReplicaIdentity, TableName, TypeName};
+
+/// One side's inventory. Tables and sequences are sorted by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Catalog {
+    /// As `server_version_num` prints it: 150020 is 15.20.
+    pub server_version_num: u32,
+    pub database: Database,
+    /// The streamed tables of the migration: permanent ordinary tables, partitioned tables and their leaves.
+    pub tables: Vec<Table>,
+    /// Relations that the filter names and logical replication cannot carry.
+    pub not_streamed: Vec<NotStreamed>,
+    pub sequences: Vec<Sequence>,
+    pub extensions: Vec<Extension>,
+    pub large_object_count: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Database {
+    pub name: String,
+    /// `UTF8`, `LATIN1`, ...
+    pub encoding: String,
+    pub collate: String,
+    pub ctype: String,
+    /// ICU or built-in locale, where one is set (PostgreSQL 15 and later).
+    pub locale: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extension {
+    pub name: String,
+    pub version: String,
+    pub schema: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    pub name: TableName,
+    pub oid: u32,
+    pub kind: TableKind,
+    /// What it is a partition of, with its bounds. A partitioned table below another one has both.
+    pub partition: Option<Partition>,
+    /// Parents by `INHERITS`, in order. Empty for partitions.
+    pub inherits: Vec<TableName>,
+    pub owner: String,
+    /// In the order of `attnum`, without dropped ones.
+    pub columns: Vec<Column>,
+    /// Key columns of the primary key, in order; `None` when there is none.
+    pub primary_key: Option<Vec<String>>,
+    /// Every unique index, the primary key's and constraints' included.
+    pub unique_keys: Vec<UniqueKey>,
+    pub foreign_keys: Vec<ForeignKey>,
+    pub replica_identity: ReplicaIdentity,
+    /// The columns that tell a row in the stream: of the primary key, the chosen index, or all of them. Empty when
+    /// UPDATE and DELETE cannot be published.
+    pub identity_columns: Vec<String>,
+    /// User triggers, without the internal ones of constraints.
+    pub triggers: Vec<Trigger>,
+    pub row_security: bool,
+    /// The planner's estimate; `None` when the table has never been analysed.
+    pub row_estimate: Option<u64>,
+    /// Heap and TOAST, without indexes.
+    pub size_bytes: u64,
+    /// Blocks of the heap as the file system has them now, not as `ANALYZE` last saw them.
+    pub block_count: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// Holds rows itself. May be a leaf, may have children by inheritance.
+    Ordinary,
+    /// Holds no rows: they are in its leaves.
+    Partitioned,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    pub parent: TableName,
+    /// `FOR VALUES ...` or `DEFAULT`.
+    pub bounds: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    /// `attnum`.
+    pub number: i16,
+    pub type_oid: u32,
+    pub type_name: TypeName,
+    /// `format_type`: what one would write in `CREATE TABLE`, modifiers included.
+    pub type_text: String,
+    /// `atttypmod`; -1 when there is none.
+    pub type_modifier: i32,
+    pub not_null: bool,
+    pub identity: Option<IdentityKind>,
+    pub generated: Option<GeneratedKind>,
+    /// Qualified and quoted; `None` for the type's own collation.
+    pub collation: Option<String>,
+    /// The expression of the default, as SQL. A generated column's expression is not a default.
+    pub default: Option<String>,
+    pub binary_copy: BinaryCopy,
+}
+
+/// `pg_attribute.attidentity`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityKind {
+    Always,
+    ByDefault,
+}
+
+/// `pg_attribute.attgenerated`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GeneratedKind {
+    Stored,
+    /// PostgreSQL 18 and later.
+    Virtual,
+}
+
+/// Whether values of a type may travel by `COPY (FORMAT binary)`.
+///
+/// The documentation warns that binary files are less portable between versions. For built-in types that warning is
+/// about history: their `typsend` forms are what every driver speaks, and none has changed since PostgreSQL 8.4 made
+/// integer timestamps the default and 10 the only kind. What does differ between databases are OIDs, so types whose
+/// value is one that stands for a name (`regclass` and its kin) travel as text, and so does every base type that is not built in,
+/// because its format belongs to the version of its extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BinaryCopy {
+    Always,
+    /// The value names the OID of a type that is not built in: an array or composite of one. Targets before
+    /// PostgreSQL 14 compare that with their own OID (`array_recv`, `record_recv`) and fail.
+    TargetFrom14,
+    Never,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UniqueKey {
+    /// Name of the index; of the constraint too where there is one.
+    pub name: String,
+    /// Key columns in order, without `INCLUDE`d ones; expressions are absent here.
+    pub columns: Vec<String>,
+    pub primary: bool,
+    /// Backed by a constraint and not only by an index.
+    pub constraint: bool,
+    pub deferrable: bool,
+    /// Has a `WHERE`.
+    pub partial: bool,
+    /// At least one key is an expression.
+    pub expression: bool,
+    pub nulls_not_distinct: bool,
+    /// False after a failed `CREATE INDEX CONCURRENTLY`, and for a partitioned index that lacks a partition's.
+    pub valid: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignKey {
+    pub name: String,
+    pub columns: Vec<String>,
+    pub references: TableName,
+    pub referenced_columns: Vec<String>,
+    pub deferrable: bool,
+    pub initially_deferred: bool,
+    /// False for `NOT VALID`.
+    pub validated: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    pub name: String,
+    pub enabled: TriggerState,
+}
+
+/// `pg_trigger.tgenabled`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TriggerState {
+    /// Fires unless `session_replication_role` is `replica`.
+    Origin,
+    /// Fires only under `replica`, so also for what we apply.
+    Replica,
+    Always,
+    Disabled,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotStreamed {
+    pub name: TableName,
+    pub why: NotStreamedKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotStreamedKind {
+    /// Writes no log, so neither copied nor streamed.
+    Unlogged,
+    Foreign,
+    /// Its definition is copied; it is refreshed on the target.
+    MaterializedView,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    pub name: TableName,
+    pub owner: SequenceOwner,
+    /// As of reading; `None` while `nextval` has not been called.
+    pub last_value: Option<i64>,
+    pub increment: i64,
+    pub min_value: i64,
+    pub max_value: i64,
+    pub cache_size: i64,
+    pub cycles: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SequenceOwner {
+    /// Belongs to no column.
+    None,
+    /// `OWNED BY`, as `serial` makes it.
+    Column { table: TableName, column: String },
+    /// `GENERATED ... AS IDENTITY`.
+    Identity { table: TableName, column: String },
+}
+
+impl Catalog {
+    /// The server's major version: 15 for 15.20.
+    pub const fn major(&self) -> u32 {
+        self.server_version_num / 10_000
+    }
+
+    pub fn table(&self, name: &TableName) -> Option<&Table> {
+        self.tables.binary_search_by(|table| table.name.cmp(name)).ok().map(|index| &self.tables[index])
+    }
+
+    /// The tables that hold rows: what is copied.
+    pub fn row_tables(&self) -> impl Iterator<Item = &Table> {
+        self.tables.iter().filter(|table| table.kind == TableKind::Ordinary)
+    }
+}
+
+impl Table {
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The columns a copy carries: all but generated ones, which the target computes.
+    pub fn copied_columns(&self) -> impl Iterator<Item = &Column> {
+        self.columns.iter().filter(|column| column.generated.is_none())
+    }
+
+    /// Whether every copied column may travel in binary to a server of that version.
+    pub fn binary_copy_to(&self, target_version_num: u32) -> bool {
+        self.copied_columns().all(|column| match column.binary_copy {
+            BinaryCopy::Always => true,
+            BinaryCopy::TargetFrom14 => target_version_num >= 140_000,
+            BinaryCopy::Never => false,
+        })
+    }
+
+    /// Whether UPDATE and DELETE of this table can be published.
+    pub fn has_identity(&self) -> bool {
+        !self.identity_columns.is_empty()
+    }
+}

@@ -1,0 +1,19 @@
+//! What the caller decides about the copy of a schema.
+
+use super::super::PgDump;
+use crate::model::MigrationName;
+use crate::wire::Endpoint;
+
+#[derive(Clone, Debug)]
+pub struct CopyOptions {
+    pub source: Endpoint,
+    pub target: Endpoint,
+    pub migration: MigrationName,
+    pub pg_dump: PgDump,
+    /// Connections to the target that build indexes and analyse tables.
+    pub workers: usize,
+    /// As PostgreSQL writes it (`1GB`), for each worker; `None` leaves the target's setting.
+    pub maintenance_work_mem: Option<String>,
+    /// `max_parallel_maintenance_workers` of each worker; `None` leaves the target's setting.
+    pub parallel_maintenance_workers: Option<u32>,
+}

@@ -1,0 +1,107 @@
+//! What can go wrong with a schema, and what is to be done about it.
+
+use std::path::PathBuf;
+
+use super::dump::Malformed;
+use crate::model::{Disposition, MigrationName, TableName};
+use crate::wire;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("connect for the schema")]
+    Connect(#[source] wire::Error),
+    #[error("{doing}")]
+    Query {
+        /// "read the tables", "create TABLE public.orders".
+        doing: String,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error("read {what} from the catalog: {found:?} is not known to this version")]
+    UnknownCatalogValue { what: &'static str, found: String },
+    #[error("find a pg_dump of version {at_least_major} or newer")]
+    PgDumpMissing { at_least_major: u32, newest: Option<u32> },
+    #[error("use {path}, which is pg_dump {major}, for a server of version {at_least_major}", path = path.display())]
+    PgDumpTooOld { path: PathBuf, major: u32, at_least_major: u32 },
+    #[error("run {path} --version", path = path.display())]
+    PgDumpUnusable { path: PathBuf },
+    #[error("run {path}", path = path.display())]
+    PgDumpStart {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("dump the schema: {complaint}")]
+    PgDumpFailed { complaint: String },
+    #[error("dump the schema: it has more than {bytes_max} bytes")]
+    DumpTooLarge { bytes_max: u64 },
+    #[error("dump the schema: the text is not UTF-8")]
+    DumpEncoding,
+    #[error("take the dump apart")]
+    Dump(#[source] Malformed),
+    #[error("lock {table}, which {blocker} holds")]
+    Locked { table: String, blocker: String },
+    #[error("lead the migration {migration}: {holder} does already")]
+    Led { migration: MigrationName, holder: String },
+    #[error("find the migration {migration} in the target's schema changeover")]
+    NoMigration { migration: MigrationName },
+    #[error("go on with the migration {migration}: another daemon has taken it over")]
+    Superseded { migration: MigrationName },
+    #[error("read {what} of the migration {migration} from the target's schema changeover")]
+    MalformedState { migration: MigrationName, what: &'static str },
+    #[error("set the sequence {sequence}, which is not on that side")]
+    MissingSequence { sequence: TableName },
+}
+
+impl Error {
+    /// A query that failed while `doing`.
+    pub(crate) fn query(doing: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Query { doing, source }
+    }
+
+    /// Whether trying again may help, or what the operator has to do.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Connect(source) => source.disposition(),
+            Self::Query { source, .. } => of_query(source),
+            Self::Locked { .. } => Disposition::Retry,
+            Self::UnknownCatalogValue { .. } => halt("use a version of changeover that knows this server's version"),
+            Self::PgDumpMissing { at_least_major, newest } => halt(format!(
+                "install postgresql-client-{at_least_major} or newer (the newest found is {}), or name a pg_dump with \
+                 CHANGEOVER_PG_DUMP",
+                newest.map_or_else(|| "none".to_owned(), |major| major.to_string())
+            )),
+            Self::PgDumpTooOld { at_least_major, .. } => {
+                halt(format!("name one of version {at_least_major} or newer, or none to have it looked for"))
+            }
+            Self::PgDumpUnusable { .. } | Self::PgDumpStart { .. } => halt("name a pg_dump that runs on this machine"),
+            Self::PgDumpFailed { .. } => halt("see to what pg_dump says, then `run` again"),
+            Self::DumpTooLarge { .. } | Self::DumpEncoding | Self::Dump(_) => {
+                halt("prepare the target's schema by other means and set snapshot.mode = \"data\"")
+            }
+            Self::Led { .. } => halt("stop the other daemon, or let it go on"),
+            Self::NoMigration { .. } => halt("`run` starts a migration"),
+            Self::Superseded { .. } => halt("see which daemon runs with `status`; this one has stopped"),
+            Self::MalformedState { .. } => halt("`abort` removes the state, `run` starts anew"),
+            Self::MissingSequence { .. } => halt("create the sequence there, or leave it out of the migration"),
+        }
+    }
+}
+
+fn halt(hint: impl Into<String>) -> Disposition {
+    Disposition::Halt { hint: hint.into() }
+}
+
+/// A connection that is gone, a conflict or a server that starts or stops goes away by itself; a statement that was
+/// refused does not (Appendix A, "PostgreSQL Error Codes").
+pub(crate) fn of_query(error: &tokio_postgres::Error) -> Disposition {
+    const PASSING: [&str; 6] = ["08", "40", "55P03", "57P", "53300", "25P03"];
+    let Some(code) = error.code().map(tokio_postgres::error::SqlState::code) else { return Disposition::Retry };
+    match code {
+        passing if PASSING.iter().any(|class| passing.starts_with(class)) => Disposition::Retry,
+        "42501" => halt("grant the privilege that the server asks for, then `run` again"),
+        "53200" => halt("raise max_locks_per_transaction on that server and restart it, then `run` again"),
+        _ => halt("see to what the server says, then `run` again"),
+    }
+}
