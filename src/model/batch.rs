@@ -28,7 +28,8 @@ pub struct Transaction {
     pub xid: Xid,
     /// Start of the commit record (pgoutput's "LSN of the commit").
     pub commit: Lsn,
-    /// End of the commit record: what is confirmed, and what positions are made of.
+    /// End of the commit record: what is confirmed, and what positions are made of. Exact in parts that end
+    /// ([`Part::ends`]); in the others it may be as low as `commit`, because the stream names it only at the very end.
     pub end: Lsn,
     /// Microseconds since the Unix epoch, by the source's clock.
     pub committed_at_us: i64,

@@ -16,6 +16,7 @@ mod relation;
 mod secret;
 mod settled;
 mod snapshot;
+mod stash;
 mod touched;
 mod tuple;
 
@@ -32,5 +33,6 @@ pub use relation::{Column, Relation, ReplicaIdentity, TypeName};
 pub use secret::Secret;
 pub use settled::{RowCounts, RowCountsByTable, Settled, TableHandover};
 pub use snapshot::{ParseSnapshotError, SnapshotSet, Xid};
+pub use stash::{Stash, StashError, StashedFrame, StashedFrames};
 pub use touched::Touched;
 pub use tuple::{Datum, MalformedTuple, Tuple, TupleBuilder};
