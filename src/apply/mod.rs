@@ -1,1 +1,23 @@
-//! (door of the room; see the crate's map)
+//! The target: committed changes become rows, exactly once, many source transactions to a target transaction.
+//!
+//! ```text
+//!  Batch ─► [queue] ─► [group ◄ fold] ─► [sql + encode] ─► [pipe] ─► target: position, rows, COMMIT in one go
+//!              ▲ hold, advance: [machine]                     │ a refusal
+//!              └──────────────── [driver] ◄── [careful]: row by row, in order
+//! ```
+//!
+//! A group is a run of whole source transactions and becomes one target transaction, so a reader of the target never
+//! sees half of one (I3), and the position in its first statement commits with the rows (I1). While the server executes
+//! a group, the next one is folded to its net effect. Sets are optimistic: a constraint that only the order of the
+//! source can satisfy, or a row that is not there, fails the whole target transaction, which is then applied again row
+//! by row in order. Order is never traded for a different result.
+
+mod options;
+mod error;
+mod position;
+mod driver;
+
+pub use driver::run;
+pub use error::{Error, ServerError};
+pub use options::{Options, Ports};
+pub use position::{adopt_position, read_position};

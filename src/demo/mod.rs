@@ -1,1 +1,17 @@
-//! (door of the room; see the crate's map)
+//! Throw-away servers, and `changeover demo` on top of them.
+//!
+//! [programs] finds what is installed, [workspace] owns a directory and the process in it, [cluster] and [pooler] are the
+//! two kinds of server. The tests start theirs through the same doors (`tests/support`).
+
+mod error;
+mod programs;
+mod workspace;
+mod template;
+mod cluster;
+mod pooler;
+
+pub use cluster::{ClusterOptions, PgCluster, StopMode};
+pub use error::Error;
+pub use pooler::{PgBouncer, PoolerOptions, Upstream};
+pub use programs::{PostgresPrograms, tools_dir};
+pub use workspace::{Workspace, free_port};

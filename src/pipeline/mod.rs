@@ -5,7 +5,7 @@
 mod handle;
 mod status;
 
-pub use handle::{CutoverRequest, Handle, Refused, VerifyRequest};
+pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, VerifyRequest};
 pub use status::{
     CutoverStatus, LatencyStatus, Owner, Phase, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus, Status,
     TableState, TableStatus, TableVerdictStatus, Trouble, VerificationStatus,

@@ -27,3 +27,28 @@ pub const LABEL_TABLE: &str = "table";
 pub const LABEL_SINK: &str = "sink";
 pub const LABEL_STAGE: &str = "stage";
 pub const LABEL_OP: &str = "op";
+
+/// Tells the recorder what each metric means, for the `# HELP` lines.
+pub fn describe_all() {
+    use metrics::{Unit, describe_counter, describe_gauge};
+
+    describe_gauge!(LAG_BYTES, Unit::Bytes, "Bytes of the source's log that are not applied; by sink with label sink");
+    describe_gauge!(LAG_SECONDS, Unit::Seconds, "Age of the oldest change not applied; 0 when idle and caught up");
+    describe_gauge!(SLOT_RETAINED_BYTES, Unit::Bytes, "Bytes of log that the slot keeps on the source");
+    describe_counter!(ROWS_TOTAL, "Row changes applied on the target, by table and operation");
+    describe_counter!(TRANSACTIONS_TOTAL, "Source transactions that are durable in the sink");
+    describe_counter!(SNAPSHOT_ROWS_TOTAL, "Rows copied before streaming");
+    describe_gauge!(SNAPSHOT_PROGRESS_RATIO, "Share of the initial copy that is done, 0 to 1");
+    describe_gauge!(TABLE_LAG_SECONDS, Unit::Seconds, "Age of the table's oldest change not applied");
+    describe_gauge!(TABLE_ROWS, "Rows of the table on the target, by our own count");
+    describe_gauge!(CHECKSUM_MATCH, "1 when the table's last comparison found both sides equal, 0 when not");
+    describe_gauge!(VERIFIED_RATIO, "Share of the rows that the current or last verification has compared, 0 to 1");
+    describe_gauge!(VERIFIED_POSITION, "Log position of the last verdict, in bytes");
+    describe_gauge!(QUEUE_BYTES, Unit::Bytes, "Bytes held in memory between two stages");
+    describe_gauge!(QUEUE_CAPACITY_BYTES, Unit::Bytes, "Bytes that may be held there");
+    describe_gauge!(SPOOL_BYTES, Unit::Bytes, "Bytes of the stream held on disk");
+    describe_counter!(ERRORS_TOTAL, "Errors handled, by stage");
+    describe_gauge!(CUTOVER_READY, "1 when streaming, nothing is halted and nothing is paused");
+    describe_gauge!(CUTOVER_PAUSE_SECONDS, Unit::Seconds, "How long clients waited in the last cutover");
+    describe_gauge!(BUILD_INFO, "Always 1; the label version says what runs");
+}

@@ -1,1 +1,7 @@
-//! (door of the room; see the crate's map)
+//! What happens to a row between source and target. Pure: the same functions for copied, streamed and verified rows.
+//!
+//! For now there is one answer, and every room that asks is ready for more.
+
+mod plan;
+
+pub use plan::Plan;

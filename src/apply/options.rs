@@ -1,0 +1,52 @@
+//! What the applier is told, and what it is connected to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::link::Receiver;
+use crate::model::{ApplyCommand, Batch, Lsn, MigrationName, Settled, TableFilter, TableHandover, TableName, Touched};
+use crate::telemetry::{Latency, Tally};
+use crate::wire::Endpoint;
+
+/// Decided by the caller; there are no defaults.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The target.
+    pub endpoint: Endpoint,
+    pub migration: MigrationName,
+    /// Ours, from `changeover.migration`. A daemon with a newer one makes us stop before we commit anything more.
+    pub epoch: i64,
+    /// Transactions that end here or before are skipped. The target's own position counts too: the later one wins.
+    pub start: Option<Lsn>,
+    /// Tables of the migration, by their names on the source. Changes of any other table are skipped.
+    pub filter: TableFilter,
+    /// Source name to target name, for tables whose names differ.
+    pub renames: BTreeMap<TableName, TableName>,
+    /// How copied tables are handed over to the stream. A table that is not here takes every change.
+    pub handovers: Vec<TableHandover>,
+    /// Bytes of source changes in one target transaction. A larger source transaction is sent in pieces of this size
+    /// inside one target transaction.
+    pub group_bytes: usize,
+    /// How long a group may wait to be filled while we are behind. When we are not, a transaction never waits.
+    pub group_delay: Duration,
+    /// Bytes that may be held back while standing still.
+    pub held_bytes: usize,
+}
+
+/// What the applier is connected to.
+pub struct Ports {
+    pub input: Receiver<Arc<Batch>>,
+    pub commands: Receiver<ApplyCommand>,
+    pub settled: watch::Sender<Settled>,
+    /// Told of each row just before its group commits.
+    pub touched: Option<Arc<dyn Touched>>,
+    pub tally: Arc<Tally>,
+    /// From commit on the source to visible on the target, a transaction at a time.
+    pub latency: Arc<Latency>,
+    /// Ends [`super::run`] after the group under way; what waits is left to the next run.
+    pub stop: CancellationToken,
+}

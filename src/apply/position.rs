@@ -1,0 +1,44 @@
+//! The target's own position in the source's stream: one row, written in the transaction that holds the rows.
+
+use crate::model::{Lsn, MigrationName};
+use crate::wire::Session;
+
+use super::error::Error;
+
+/// Moves the position and fails, by a division by zero, when the row is no longer ours: it stands first in each group,
+/// so that a daemon that was taken over fails before it writes a row, and it holds the row's lock until the commit.
+pub(super) const MOVE: &str = "WITH moved AS (UPDATE changeover.position SET commit_end = $1, committed_at = $2 \
+     WHERE migration = $3 AND lane = 0 AND epoch = $4 RETURNING 1) SELECT 1 / pg_catalog.count(*) FROM moved";
+
+/// The position of the target, `None` before the first adoption or when nothing has been applied yet.
+pub async fn read_position(session: &Session, migration: &MigrationName) -> Result<Option<Lsn>, Error> {
+    let sql = "SELECT commit_end::text FROM changeover.position WHERE migration = $1 AND lane = 0";
+    let row = session.query_opt(sql, &[&migration.as_str()]).await;
+    let row = row.map_err(|source| Error::Query { what: "read the position", source })?;
+    Ok(row.and_then(|row| lsn_of(row.get(0))))
+}
+
+/// Makes the position ours under `epoch` and returns where it stands. A row that is not there yet begins at `start`.
+/// Fails with [`Error::Superseded`] when a newer daemon holds it.
+pub async fn adopt_position(
+    session: &Session,
+    migration: &MigrationName,
+    epoch: i64,
+    start: Option<Lsn>,
+) -> Result<Option<Lsn>, Error> {
+    let sql = "INSERT INTO changeover.position AS position (migration, lane, epoch, commit_end) \
+               VALUES ($1, 0, $2, $3::text::pg_lsn) \
+               ON CONFLICT (migration, lane) DO UPDATE SET epoch = EXCLUDED.epoch \
+               WHERE position.epoch <= EXCLUDED.epoch RETURNING commit_end::text";
+    let start = start.map_or_else(|| "0/0".to_owned(), |start| start.to_string());
+    let row = session.query_opt(sql, &[&migration.as_str(), &epoch, &start]).await;
+    match row.map_err(|source| Error::Query { what: "adopt the position", source })? {
+        Some(row) => Ok(lsn_of(row.get(0))),
+        None => Err(Error::Superseded { migration: migration.to_string(), epoch }),
+    }
+}
+
+/// `0/0` stands for "nothing applied yet": the column is NOT NULL.
+fn lsn_of(text: &str) -> Option<Lsn> {
+    text.parse().ok()
+}

@@ -1,0 +1,201 @@
+//! The configuration as the daemon relies on it: every value is valid, and an `Option` is a choice somebody made.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::model::{MigrationName, Secret, TableFilter};
+use crate::telemetry::LogFormat;
+use crate::wire::Endpoint;
+
+/// One migration. Made only by [`load`](super::load); passwords in it print as `***`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub migration: MigrationName,
+    pub source: Source,
+    pub target: Target,
+    /// Which of the source's tables belong to the migration. `*.*` unless the file says otherwise; the server's own
+    /// schemas never belong to it, whoever reads the catalog leaves them out.
+    pub tables: TableFilter,
+    pub snapshot: Snapshot,
+    /// `None`: nothing is published.
+    pub kafka: Option<Kafka>,
+    pub verify: Verify,
+    pub limits: Limits,
+    pub apply: Apply,
+    pub cutover: Cutover,
+    pub control: Control,
+    pub log: Log,
+}
+
+/// Blue.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub endpoint: Endpoint,
+    pub slot: Adoptable,
+    pub publication: Adoptable,
+    /// How long the creation of the slot may wait for transactions that are running.
+    pub slot_timeout: Duration,
+}
+
+/// A slot or a publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adoptable {
+    pub name: String,
+    /// It was there before us: we use it, and neither make it nor remove it.
+    pub adopted: bool,
+}
+
+/// Green.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub endpoint: Endpoint,
+}
+
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub mode: SnapshotMode,
+    /// Tables, or parts of tables, copied at once; each holds one connection on either side.
+    pub workers: usize,
+    /// A table larger than this is copied in parts of about this size.
+    pub split_bytes: u64,
+    /// Indexes and constraints built at once on the target.
+    pub index_workers: usize,
+    /// `maintenance_work_mem` of each index build; `None` leaves the target's own setting.
+    pub maintenance_work_mem_bytes: Option<u64>,
+    /// The `pg_dump` to use; `None` looks for one that is new enough.
+    pub pg_dump: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotMode {
+    /// Schema and data, into an empty target.
+    Full,
+    /// Data, into the empty tables of a schema that the user prepared.
+    Data,
+    /// Neither: the target already holds what the source held at the (adopted) slot's position.
+    None,
+}
+
+#[derive(Clone)]
+pub struct Kafka {
+    pub bootstrap_servers: String,
+    pub topic_prefix: String,
+    pub format: KafkaFormat,
+    /// Partitions of a topic that we create.
+    pub partitions: u32,
+    /// `None` leaves it to the broker's default.
+    pub replication_factor: Option<u16>,
+    /// How long one Kafka transaction gathers changes before it is committed.
+    pub transaction_ms: u64,
+    /// Passed to librdkafka as they are, after ours. They may hold passwords.
+    pub properties: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KafkaFormat {
+    /// Debezium's envelope without its schema part.
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct Verify {
+    /// Tables compared at once; each holds one connection and one snapshot on either side.
+    pub workers: usize,
+    /// Differing keys that are listed per table; further ones are only counted.
+    pub keys_listed: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Shared by everything between the source's socket and the sinks.
+    pub memory_bytes: usize,
+    pub spool_bytes: u64,
+    /// This migration's own directory: the configured one with the migration's name appended.
+    pub spool_dir: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct Apply {
+    /// A group of source transactions is committed on the target when it holds this much.
+    pub group_bytes: usize,
+    /// ... or when its first transaction has waited this long.
+    pub group_delay: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Cutover {
+    /// Clients are held no longer than this; then everything is undone.
+    pub max_pause: Duration,
+    /// Lag above which a cutover does not start.
+    pub max_lag_bytes: u64,
+    /// Added to every sequence's value on the target.
+    pub sequence_margin: u64,
+    pub routers: Vec<Router>,
+}
+
+/// What sends the clients to one side or the other.
+#[derive(Clone, Debug)]
+pub enum Router {
+    PgBouncer(PgBouncer),
+    Command(CommandRouter),
+    Http(HttpRouter),
+}
+
+#[derive(Clone, Debug)]
+pub struct PgBouncer {
+    /// The admin console: database `pgbouncer`.
+    pub admin: Endpoint,
+    /// The fragment that `pgbouncer.ini` includes and that we rewrite.
+    pub databases_file: PathBuf,
+    /// The database as PgBouncer's clients name it.
+    pub database: String,
+    /// What stands after `database =` once the clients belong on green, such as `host=green port=5432 dbname=shop`.
+    pub green: String,
+}
+
+/// A program of the user's, called with one more argument: `hold`, `flip` or `release`.
+#[derive(Clone, Debug)]
+pub struct CommandRouter {
+    pub program: PathBuf,
+    pub arguments: Vec<String>,
+    pub timeout: Duration,
+}
+
+/// A service of the user's, called by POST with `{"migration": .., "step": "hold" | "flip" | "release"}`.
+#[derive(Clone, Debug)]
+pub struct HttpRouter {
+    pub url: String,
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Control {
+    pub listen: SocketAddr,
+    /// `None`: only clients on this machine may change anything.
+    pub token: Option<Secret>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: LevelFilter,
+}
+
+impl fmt::Debug for Kafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kafka")
+            .field("bootstrap_servers", &self.bootstrap_servers)
+            .field("topic_prefix", &self.topic_prefix)
+            .field("format", &self.format)
+            .field("partitions", &self.partitions)
+            .field("replication_factor", &self.replication_factor)
+            .field("transaction_ms", &self.transaction_ms)
+            .field("properties", &self.properties.keys())
+            .finish()
+    }
+}

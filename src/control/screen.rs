@@ -1,0 +1,281 @@
+//! The status as people read it in a terminal.
+
+use crate::config::format_size;
+use crate::pipeline::{Owner, Phase, SinkStatus, SnapshotStatus, Status, TableState, TableStatus, Trouble};
+
+/// Narrower than this nothing lines up any more.
+const COLUMNS_MIN: usize = 60;
+/// Wider than this the eye loses the line.
+const COLUMNS_MAX: usize = 140;
+
+/// Draws a [`Status`] into lines no wider than `columns`.
+#[derive(Clone, Copy, Debug)]
+pub struct Screen {
+    columns: usize,
+    /// Tables shown before the rest is only counted; `None` shows all.
+    tables_max: Option<usize>,
+}
+
+impl Screen {
+    pub fn new(columns: usize, tables_max: Option<usize>) -> Self {
+        Self { columns: columns.clamp(COLUMNS_MIN, COLUMNS_MAX), tables_max }
+    }
+
+    pub fn draw(&self, status: &Status) -> Vec<String> {
+        let mut lines = vec![self.headline(status), flow(status)];
+        lines.extend(copy(&status.snapshot, status.phase));
+        lines.extend(status.sinks.iter().map(sink));
+        lines.push(spool(status));
+        lines.extend(verification(status));
+        lines.extend(cutover(status));
+        for (word, troubles) in [("HALTED", &status.halted), ("retrying", &status.retrying)] {
+            lines.extend(troubles.iter().flat_map(|trouble| self.trouble(word, trouble)));
+        }
+        lines.push(String::new());
+        lines.extend(self.tables(&status.tables));
+        lines.into_iter().map(|line| clip(&line, self.columns)).collect()
+    }
+
+    fn headline(&self, status: &Status) -> String {
+        let owner = match status.owner {
+            Owner::Blue => "blue",
+            Owner::Green => "green",
+        };
+        let paused = if status.paused { "  PAUSED" } else { "" };
+        let left = format!("{}  {}{paused}", status.migration, status.phase.as_str().replace('_', " "));
+        let right = format!("writes: {owner}");
+        let gap = self.columns.saturating_sub(width(&left) + width(&right)).max(2);
+        format!("{left}{}{right}", " ".repeat(gap))
+    }
+
+    fn trouble(&self, word: &str, trouble: &Trouble) -> Vec<String> {
+        let mut lines = wrap(&format!("{word} {}: {}", trouble.part, trouble.error), self.columns);
+        if let Some(hint) = &trouble.hint {
+            lines.extend(wrap(&format!("hint: {hint}"), self.columns - 2).into_iter().map(|line| format!("  {line}")));
+        }
+        lines
+    }
+
+    fn tables(&self, tables: &[TableStatus]) -> Vec<String> {
+        let shown = self.tables_max.unwrap_or(usize::MAX).min(tables.len());
+        // Those in work first, then in the daemon's order, so that a long list shows what moves.
+        let mut order: Vec<&TableStatus> = tables.iter().collect();
+        order.sort_by_key(|table| rank(table.state));
+        let name_width = order.iter().take(shown).map(|table| width(&table.table)).max().unwrap_or(0).clamp(5, 32);
+        let mut lines = Vec::with_capacity(shown + 2);
+        if shown > 0 {
+            let bar_width = self.bar_width(name_width);
+            lines.push(format!(
+                "{:name_width$}  {:bar_width$}  {:>4}  {:>9}  {:>8}  {}",
+                "table", "", "", "rows", "changes", "state"
+            ));
+        }
+        lines.extend(order.iter().take(shown).map(|table| self.table(table, name_width)));
+        if shown < tables.len() {
+            lines.push(format!("… and {} more tables", tables.len() - shown));
+        }
+        lines
+    }
+
+    fn table(&self, table: &TableStatus, name_width: usize) -> String {
+        let share = share_done(table);
+        let name = clip(&table.table, name_width);
+        let padding = " ".repeat(name_width.saturating_sub(width(&name)));
+        format!(
+            "{name}{padding}  {}  {:>3.0}%  {:>9}  {:>8}  {}",
+            bar(share, self.bar_width(name_width)),
+            (share * 100.0).floor(),
+            count(table.rows),
+            count(table.inserts + table.updates + table.deletes + table.truncates),
+            state(table),
+        )
+    }
+
+    /// What the other columns leave, within reason.
+    fn bar_width(&self, name_width: usize) -> usize {
+        const OTHERS: usize = 2 + 2 + 4 + 2 + 9 + 2 + 8 + 2 + 16;
+        self.columns.saturating_sub(name_width + OTHERS).clamp(6, 40)
+    }
+}
+
+fn flow(status: &Status) -> String {
+    let connection = if status.source.connected { "connected" } else { "NOT CONNECTED" };
+    let retained = status.source.slot_retained_bytes.map(|bytes| format!(" · slot keeps {}", format_size(bytes)));
+    let latency = match (status.latency.p50_ms, status.latency.p99_ms) {
+        (Some(p50), Some(p99)) => format!(" · p50 {p50:.0} ms, p99 {p99:.0} ms"),
+        (Some(_) | None, _) => String::new(),
+    };
+    format!(
+        "source   {connection} · lag {}, {}{latency}{}",
+        format_size(status.lag_bytes),
+        seconds(status.lag_seconds),
+        retained.unwrap_or_default(),
+    )
+}
+
+fn copy(snapshot: &SnapshotStatus, phase: Phase) -> Option<String> {
+    let eta = snapshot.eta_seconds.map(|eta| format!(" · {} left", duration_words(eta))).unwrap_or_default();
+    match phase {
+        Phase::Copying => Some(format!(
+            "copy     {} of {} tables · {} of {} · {}/s{eta}",
+            snapshot.tables_done,
+            snapshot.tables_total,
+            format_size(snapshot.bytes_copied),
+            format_size(snapshot.bytes_total),
+            format_size(snapshot.bytes_per_second as u64),
+        )),
+        Phase::Indexing => {
+            Some(format!("indexes  {} of {} built{eta}", snapshot.indexes_done, snapshot.indexes_total))
+        }
+        Phase::Preparing | Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => None,
+    }
+}
+
+fn sink(sink: &SinkStatus) -> String {
+    format!(
+        "{:<8} {} behind, {} · {} rows in {} transactions · at {}",
+        sink.sink.as_str(),
+        format_size(sink.lag_bytes),
+        seconds(sink.lag_seconds),
+        count(sink.rows_total),
+        count(sink.transactions_total),
+        sink.through.as_deref().unwrap_or("-"),
+    )
+}
+
+fn spool(status: &Status) -> String {
+    let spool = &status.spool;
+    let full = if spool.full { " · FULL: the stream waits for the slowest sink" } else { "" };
+    format!(
+        "spool    {} in memory · {} of {} on disk{full}",
+        format_size(spool.memory_bytes),
+        format_size(spool.disk_bytes),
+        format_size(spool.disk_capacity_bytes),
+    )
+}
+
+fn verification(status: &Status) -> Option<String> {
+    let verification = status.verification.as_ref()?;
+    let running = if verification.running { format!("{:.0}% compared", verification.ratio * 100.0) } else { String::new() };
+    let last = match (verification.equal, &verification.position) {
+        (Some(equal), Some(position)) => format!("{} at {position}", if equal { "equal" } else { "DIFFERENT" }),
+        (Some(_) | None, _) => String::new(),
+    };
+    let parts: Vec<String> = [running, last].into_iter().filter(|part| !part.is_empty()).collect();
+    Some(format!("verify   {}", parts.join(" · last: ")))
+}
+
+fn cutover(status: &Status) -> Option<String> {
+    let cutover = status.cutover.as_ref()?;
+    let pause = cutover.pause_ms.map(|pause| format!(" · paused {pause:.0} ms")).unwrap_or_default();
+    let forecast = cutover.forecast_ms.map(|forecast| format!(" · forecast {forecast:.0} ms")).unwrap_or_default();
+    Some(format!("cutover  attempt {}: {}{pause}{forecast}", cutover.attempt, cutover.step))
+}
+
+fn rank(state: TableState) -> u8 {
+    match state {
+        TableState::Copying => 0,
+        TableState::Indexing => 1,
+        TableState::Waiting => 2,
+        TableState::Copied => 3,
+        TableState::Streaming => 4,
+    }
+}
+
+/// Of the copy, 0 to 1. Sizes are estimates beforehand, so only a table that is done shows a full bar.
+fn share_done(table: &TableStatus) -> f64 {
+    match table.state {
+        TableState::Waiting => 0.0,
+        TableState::Copying if table.bytes_total > 0 => {
+            (table.bytes_copied as f64 / table.bytes_total as f64).clamp(0.0, 0.99)
+        }
+        TableState::Copying if table.rows_estimated > 0 => {
+            (table.rows_copied as f64 / table.rows_estimated as f64).clamp(0.0, 0.99)
+        }
+        TableState::Copying => 0.0,
+        TableState::Copied | TableState::Indexing | TableState::Streaming => 1.0,
+    }
+}
+
+fn state(table: &TableStatus) -> String {
+    let word = match (table.state, &table.verdict) {
+        (TableState::Waiting, _) => "waiting",
+        (TableState::Copying, _) => "copying",
+        (TableState::Copied, _) => "copied",
+        (TableState::Indexing, _) => "indexing",
+        (TableState::Streaming, None) => "streaming",
+        (TableState::Streaming, Some(verdict)) if verdict.equal => "equal",
+        (TableState::Streaming, Some(_)) => "DIFFERENT",
+    };
+    match table.eta_seconds {
+        Some(eta) => format!("{word} {}", duration_words(eta)),
+        None => word.to_owned(),
+    }
+}
+
+fn bar(share: f64, columns: usize) -> String {
+    const PARTS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    let eighths = (share.clamp(0.0, 1.0) * (columns * 8) as f64).floor() as usize;
+    let (full, rest) = (eighths / 8, eighths % 8);
+    let mut drawn = "█".repeat(full);
+    if full < columns {
+        drawn.push(PARTS[rest]);
+        drawn.push_str(&"·".repeat(columns - full - 1));
+    }
+    drawn
+}
+
+/// `999`, `12.3k`, `4.56M`: never more than six characters.
+fn count(number: u64) -> String {
+    const STEPS: [(u64, &str); 4] = [(1_000_000_000_000, "T"), (1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")];
+    if number < 100_000 {
+        return number.to_string();
+    }
+    let (step, unit) = STEPS.into_iter().find(|(step, _)| number >= *step).unwrap_or((1, ""));
+    let value = number as f64 / step as f64;
+    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.decimals$}{unit}")
+}
+
+fn seconds(value: f64) -> String {
+    if value < 60.0 { format!("{value:.1} s") } else { duration_words(value) }
+}
+
+/// `42s`, `3m 20s`, `2h 5m`, `4d 1h`.
+pub fn duration_words(value: f64) -> String {
+    let total = value.max(0.0).ceil() as u64;
+    match total {
+        0..60 => format!("{total}s"),
+        60..3600 => format!("{}m {}s", total / 60, total % 60),
+        3600..86_400 => format!("{}h {}m", total / 3600, total % 3600 / 60),
+        _ => format!("{}d {}h", total / 86_400, total % 86_400 / 3600),
+    }
+}
+
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+fn clip(text: &str, columns: usize) -> String {
+    if width(text) <= columns {
+        return text.trim_end().to_owned();
+    }
+    let kept: String = text.chars().take(columns.saturating_sub(1)).collect();
+    format!("{kept}…")
+}
+
+fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("the list starts with one line");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if width(line) + 1 + width(word) <= columns {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}

@@ -1,0 +1,158 @@
+//! The real daemon: the program as users start it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use changeover::demo::{Workspace, free_port};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::TestConfig;
+use super::config::binary;
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A `changeover run` with a configuration, a spool directory and a control port of its own. Its log goes to a file that is
+/// printed when the test fails. Dropping it kills it, and fails the test if it logged an ERROR that was not expected.
+pub struct Daemon {
+    workspace: Workspace,
+    config: PathBuf,
+    expected_errors: Vec<String>,
+}
+
+impl Daemon {
+    pub fn start(config: &TestConfig) -> Self {
+        let mut daemon = Self::prepare(config);
+        daemon.start_again();
+        daemon
+    }
+
+    /// Writes the configuration and starts nothing: for the commands that need no daemon (`check`, `copy`, `abort`).
+    pub fn prepare(config: &TestConfig) -> Self {
+        let workspace = Workspace::create_as_self("daemon").unwrap();
+        let spool = workspace.dir().join("spool");
+        let text = config.text(&spool, free_port().unwrap());
+        let config = workspace.write("changeover.toml", text).unwrap();
+        Self { workspace, config, expected_errors: Vec::new() }
+    }
+
+    /// Starts it after [`kill`](Self::kill) or [`terminate`](Self::terminate), with the same configuration and spool.
+    pub fn start_again(&mut self) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        let mut command = self.workspace.command(binary());
+        command.arg("run").arg("--config").arg(&self.config).stderr(log);
+        self.workspace.start(&mut command).unwrap();
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.workspace.kill();
+    }
+
+    /// SIGTERM, then waits for the end of the drain.
+    pub fn terminate(&mut self) {
+        self.workspace.stop("TERM", PATIENCE);
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.workspace.pid().is_some()
+    }
+
+    pub fn pid(&mut self) -> Option<u32> {
+        self.workspace.pid()
+    }
+
+    pub fn config_path(&self) -> &std::path::Path {
+        &self.config
+    }
+
+    pub fn spool_dir(&self) -> PathBuf {
+        self.workspace.dir().join("spool")
+    }
+
+    /// Errors whose log line contains `fragment` do not fail the test.
+    pub fn expect_error(&mut self, fragment: &str) {
+        self.expected_errors.push(fragment.to_owned());
+    }
+
+    /// Everything it has logged, over all its starts.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Another subcommand with the same configuration, to its end: `daemon.command(&["cutover", "--yes"])`.
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        let (subcommand, rest) = arguments.split_first().expect("a subcommand");
+        let mut command = Command::new(binary());
+        command.arg(subcommand).arg("--config").arg(&self.config).args(rest).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    /// The same, which must exit 0; what it printed as JSON.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.command(&[arguments, &["--json"]].concat());
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?} failed with {}\n{printed}{complaint}", output.status);
+        serde_json::from_str(&printed)
+            .unwrap_or_else(|error| panic!("{arguments:?} printed no JSON: {error}\n{printed}"))
+    }
+
+    /// `status --json`, `None` while it does not answer.
+    pub fn status(&self) -> Option<Value> {
+        let output = self.command(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// Waits until `status --json` says `phase`.
+    pub fn wait_for_phase(&mut self, phase: &str) -> Value {
+        self.wait_for(&format!("phase {phase}"), |status| status["phase"] == phase)
+    }
+
+    /// Waits until `status --json` satisfies `holds`. Fails with the log when the daemon ends, or after 90 s.
+    pub fn wait_for(&mut self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = None;
+        while Instant::now() < deadline {
+            let status = self.status();
+            match &status {
+                Some(status) if holds(status) => return status.clone(),
+                Some(_) => last = status,
+                None => assert!(self.is_running(), "the daemon ended before {what}:\n{}", self.log()),
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        panic!("no {what} within {PATIENCE:?}; last status {last:?}\n{}", self.log());
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.workspace.dir().join("daemon.log")
+    }
+
+    fn unexpected_errors(&self) -> Vec<String> {
+        let log = self.log();
+        let errors = log.lines().filter(|line| line.contains(" ERROR ") || line.contains("panicked at"));
+        let unexpected = errors.filter(|line| !self.expected_errors.iter().any(|expected| line.contains(expected)));
+        unexpected.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            eprintln!("--- log of the daemon\n{}", self.log());
+            return;
+        }
+        let unexpected = self.unexpected_errors();
+        assert!(
+            unexpected.is_empty(),
+            "the daemon logged errors nobody expected:\n{}\n{}",
+            unexpected.join("\n"),
+            self.log()
+        );
+    }
+}

@@ -1,0 +1,61 @@
+//! Plain SQL for tests, over tokio-postgres and nothing of ours.
+
+use tokio::task::JoinSet;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// A session. Dereferences to [`Client`].
+pub struct Db {
+    client: Client,
+    /// Drives the connection; ends with the session.
+    _connection: JoinSet<()>,
+}
+
+impl Db {
+    /// Panics with the reason when there is no way in.
+    pub async fn connect(url: &str) -> Self {
+        let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap_or_else(|error| {
+            panic!("connect to {url}: {error:?}");
+        });
+        let mut connections = JoinSet::new();
+        connections.spawn(async move { drop(connection.await) });
+        Self { client, _connection: connections }
+    }
+
+    /// One or more statements by the simple protocol, as `psql -c` sends them.
+    pub async fn exec(&self, sql: &str) {
+        if let Err(error) = self.client.batch_execute(sql).await {
+            panic!("{error:?}\nin: {}", &sql[..sql.len().min(500)]);
+        }
+    }
+
+    /// The rows of a query as text: columns joined by `|`, NULL as `∅`.
+    pub async fn query_text(&self, sql: &str) -> Vec<String> {
+        let messages = self.client.simple_query(sql).await.unwrap_or_else(|error| panic!("{error:?}\nin: {sql}"));
+        let rows = messages.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => {
+                Some((0..row.len()).map(|column| row.get(column).unwrap_or("∅")).collect::<Vec<_>>().join("|"))
+            }
+            _ => None,
+        });
+        rows.collect()
+    }
+
+    /// The first column of the first row as text.
+    pub async fn scalar(&self, sql: &str) -> String {
+        self.query_text(sql).await.into_iter().next().unwrap_or_else(|| panic!("no row from {sql}"))
+    }
+
+    /// Every row of a table (written as SQL: quote it if it needs it), ordered, in the form `(a,b,"c d")`: what row-by-row
+    /// equality of two sides is asserted on.
+    pub async fn rows(&self, table: &str) -> Vec<String> {
+        self.query_text(&format!(r#"SELECT t::text FROM {table} t ORDER BY t::text COLLATE "C""#)).await
+    }
+}
+
+impl std::ops::Deref for Db {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
