@@ -91,6 +91,11 @@ impl Tracker {
         self.sinks.values().all(|sink| self.reach(sink) >= barrier)
     }
 
+    /// The same for one sink.
+    pub fn reached(&self, name: SinkName, barrier: Lsn) -> bool {
+        self.sinks.get(&name).is_some_and(|sink| self.reach(sink) >= barrier)
+    }
+
     /// `unheard_us` is how long ago the source last said anything, when it should have.
     pub fn lag(&self, name: SinkName, now_us: i64, unheard_us: Option<i64>) -> Option<SinkLag> {
         let sink = self.sinks.get(&name)?;
