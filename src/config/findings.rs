@@ -69,11 +69,22 @@ impl<'a> Findings<'a> {
         default
     }
 
-    pub(super) fn size(&mut self, path: &str, typed: Option<String>, allowed: RangeInclusive<u64>, default: u64) -> u64 {
+    pub(super) fn size(
+        &mut self,
+        path: &str,
+        typed: Option<String>,
+        allowed: RangeInclusive<u64>,
+        default: u64,
+    ) -> u64 {
         self.size_if_given(path, typed, allowed).unwrap_or(default)
     }
 
-    pub(super) fn size_if_given(&mut self, path: &str, typed: Option<String>, allowed: RangeInclusive<u64>) -> Option<u64> {
+    pub(super) fn size_if_given(
+        &mut self,
+        path: &str,
+        typed: Option<String>,
+        allowed: RangeInclusive<u64>,
+    ) -> Option<u64> {
         let typed = typed?;
         let size = self.parse(path, parse_size(&typed))?;
         if !allowed.contains(&size) {
@@ -100,7 +111,11 @@ impl<'a> Findings<'a> {
     }
 
     /// A connection, with the password from `password_file` when there is one.
-    pub(super) fn endpoint(&mut self, url: (&str, Option<String>), password_file: (&str, Option<String>)) -> Option<Endpoint> {
+    pub(super) fn endpoint(
+        &mut self,
+        url: (&str, Option<String>),
+        password_file: (&str, Option<String>),
+    ) -> Option<Endpoint> {
         let (url_path, url) = url;
         let password = password_file.1.and_then(|file| self.secret(password_file.0, &file));
         let url = self.required(url_path, url)?;

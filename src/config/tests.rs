@@ -141,7 +141,8 @@ fn the_environment_overrides_the_file() {
 
 #[test]
 fn a_wrong_variable_is_named_as_a_variable() {
-    let wrong = [("CHANGEOVER_SNAPSHOT_WORKERS", "many"), ("CHANGEOVER_SOURCE_URI", "x"), ("CHANGEOVER_LOG_LEVEL", "loud")];
+    let wrong =
+        [("CHANGEOVER_SNAPSHOT_WORKERS", "many"), ("CHANGEOVER_SOURCE_URI", "x"), ("CHANGEOVER_LOG_LEVEL", "loud")];
     let found = check(SMALLEST, &wrong).unwrap_err();
     assert_eq!(
         found,
@@ -233,7 +234,8 @@ fn the_schema_and_the_list_of_keys_are_one() {
     assert_eq!(leaves, known);
     for Key { path, kind } in KEYS {
         if let Kind::Choice(words) = kind {
-            let pointer = format!("/properties/{}", path.replace("[].", "/items/properties/").replace('.', "/properties/"));
+            let pointer =
+                format!("/properties/{}", path.replace("[].", "/items/properties/").replace('.', "/properties/"));
             let listed = schema.pointer(&pointer).unwrap_or_else(|| panic!("no {pointer}"));
             assert_eq!(listed["enum"], serde_json::json!(words), "{path}");
         }

@@ -112,7 +112,11 @@ mod tests {
         assert_eq!(answer(Some("key"), "10.0.0.9", &[("authorization", "Bearer key")]), None);
         assert_eq!(answer(Some("key"), local, &[("authorization", "bearer key")]), None);
         for wrong in ["Bearer kez", "Bearer ", "Basic key", "key"] {
-            assert_eq!(answer(Some("key"), local, &[("authorization", wrong)]), Some(StatusCode::UNAUTHORIZED), "{wrong}");
+            assert_eq!(
+                answer(Some("key"), local, &[("authorization", wrong)]),
+                Some(StatusCode::UNAUTHORIZED),
+                "{wrong}"
+            );
         }
         assert_eq!(answer(Some("key"), local, &[("host", "localhost")]), Some(StatusCode::UNAUTHORIZED));
     }

@@ -25,12 +25,20 @@ pub struct Client {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("no daemon answers at {base}")]
-    Unreachable { base: String, #[source] source: Box<ureq::Error> },
+    Unreachable {
+        base: String,
+        #[source]
+        source: Box<ureq::Error>,
+    },
     /// The daemon's own words.
     #[error("{0}")]
     Refused(Refused),
     #[error("understand the answer of {base}: is it a changeover daemon?")]
-    Answer { base: String, #[source] source: Box<ureq::Error> },
+    Answer {
+        base: String,
+        #[source]
+        source: Box<ureq::Error>,
+    },
     /// Something answers, but not ours.
     #[error("{base} answered with HTTP status {status}: is it a changeover daemon?")]
     Stranger { base: String, status: u16 },
@@ -111,8 +119,8 @@ impl Client {
         &self,
         sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<T, ClientError> {
-        let mut answer = sent
-            .map_err(|source| ClientError::Unreachable { base: self.base.clone(), source: Box::new(source) })?;
+        let mut answer =
+            sent.map_err(|source| ClientError::Unreachable { base: self.base.clone(), source: Box::new(source) })?;
         let status = answer.status();
         let body = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX);
         if status.is_success() {

@@ -8,9 +8,16 @@ use crate::model::Disposition;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("listen on {listen}")]
-    Listen { listen: SocketAddr, #[source] source: io::Error },
+    Listen {
+        listen: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error("serve HTTP requests")]
-    Serve { #[source] source: io::Error },
+    Serve {
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl Error {

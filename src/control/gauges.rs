@@ -61,7 +61,8 @@ pub(super) fn set(status: &Status) {
     }
     if let Some(verification) = &status.verification {
         gauge!(names::VERIFIED_RATIO, migration()).set(verification.ratio);
-        if let Some(position) = verification.position.as_deref().and_then(|text| text.parse::<crate::model::Lsn>().ok()) {
+        if let Some(position) = verification.position.as_deref().and_then(|text| text.parse::<crate::model::Lsn>().ok())
+        {
             gauge!(names::VERIFIED_POSITION, migration()).set(position.get() as f64);
         }
     }

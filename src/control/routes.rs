@@ -124,7 +124,8 @@ fn read<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, Response> {
         return Ok(T::default());
     }
     serde_json::from_slice(body).map_err(|error| {
-        let refused = Refused::now(format!("read the request: {error}"), "send a JSON object, or no body for the defaults");
+        let refused =
+            Refused::now(format!("read the request: {error}"), "send a JSON object, or no body for the defaults");
         (StatusCode::BAD_REQUEST, refusal(&refused)).into_response()
     })
 }

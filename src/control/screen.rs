@@ -124,9 +124,7 @@ fn copy(snapshot: &SnapshotStatus, phase: Phase) -> Option<String> {
             format_size(snapshot.bytes_total),
             format_size(snapshot.bytes_per_second as u64),
         )),
-        Phase::Indexing => {
-            Some(format!("indexes  {} of {} built{eta}", snapshot.indexes_done, snapshot.indexes_total))
-        }
+        Phase::Indexing => Some(format!("indexes  {} of {} built{eta}", snapshot.indexes_done, snapshot.indexes_total)),
         Phase::Preparing | Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => None,
     }
 }
@@ -156,7 +154,8 @@ fn spool(status: &Status) -> String {
 
 fn verification(status: &Status) -> Option<String> {
     let verification = status.verification.as_ref()?;
-    let running = if verification.running { format!("{:.0}% compared", verification.ratio * 100.0) } else { String::new() };
+    let running =
+        if verification.running { format!("{:.0}% compared", verification.ratio * 100.0) } else { String::new() };
     let last = match (verification.equal, &verification.position) {
         (Some(equal), Some(position)) => format!("{} at {position}", if equal { "equal" } else { "DIFFERENT" }),
         (Some(_) | None, _) => String::new(),

@@ -7,7 +7,9 @@ use super::status::Phase;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Input {
     /// Publication and slot exist and the slot's first position is recorded.
-    SlotReady { copies_rows: bool },
+    SlotReady {
+        copies_rows: bool,
+    },
     /// Every table's rows are on the target.
     RowsCopied,
     IndexesBuilt,

@@ -1,10 +1,42 @@
 //! The only room that spawns, connects rooms and acts on errors.
 //!
 //! Requests come in through a [`Handle`]; what is going on goes out as [`Status`].
+//!
+//! ```text
+//! [prepare] state, leadership, publication, slot
+//!     ▼
+//! [daemon] starts ─► [receive] source ─► decode ─► spool ─┬─► [sinks] target
+//!     │                                                    └─► [sinks] Kafka
+//!     ├──► [migrate] copying ─► indexing ─► catching up ─► streaming      every part under [supervise]
+//!     └──► [requests] verify, cutover, pause, resume, stop
+//! ```
 
-mod handle;
 mod status;
+mod handle;
+mod daemon;
+mod prepare;
+mod lead;
+mod machine;
+mod migrate;
+mod receive;
+mod sinks;
+mod flow;
+mod commands;
+mod touched;
+mod requests;
+mod watchers;
+mod board;
+mod supervise;
+mod troubles;
+mod backoff;
+mod copy;
+mod cleanup;
+mod error;
 
+pub use cleanup::{Removed, abort, complete};
+pub use copy::{Copied, copy};
+pub use daemon::{Daemon, daemon};
+pub use error::Error;
 pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, VerifyRequest};
 pub use status::{
     CutoverStatus, LatencyStatus, Owner, Phase, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus, Status,

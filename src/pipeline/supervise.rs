@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::backoff::Backoff;
-use super::board::Troubles;
 use super::error::Error;
+use super::troubles::Troubles;
 use crate::model::Disposition;
 use crate::telemetry::chain;
 

@@ -1,0 +1,93 @@
+//! The end of a migration: everything we made is removed, on both sides (I9).
+
+use serde::Serialize;
+use tracing::info;
+
+use super::error::Error;
+use super::status::Phase;
+use crate::config::Config;
+use crate::schema::{self, Migration};
+use crate::source::{self, WhenActive};
+use crate::wire::{self, Session};
+
+/// What was removed, in the words of the report.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    pub migration: String,
+    pub removed: Vec<String>,
+    /// What is left, and why.
+    pub left: Vec<String>,
+}
+
+/// Ends a migration that has not been cut over: blue is as it was before. Copied tables stay on green.
+pub async fn abort(config: &Config) -> Result<Removed, Error> {
+    let (source, target) = both(config).await?;
+    let migration = lead_stored(config, &target).await?;
+    if migration.as_ref().is_some_and(|it| it.phase == Phase::CutOver.as_str()) {
+        return Err(Error::AlreadyCutOver { migration: config.migration.to_string() });
+    }
+    let mut removed = remove(config, &source, &target, migration.as_ref()).await?;
+    removed.left.push("the tables copied to the target: drop them there before you start again".to_owned());
+    Ok(removed)
+}
+
+/// Ends a migration that has been cut over. The fence on blue goes with it.
+pub async fn complete(config: &Config) -> Result<Removed, Error> {
+    let (source, target) = both(config).await?;
+    let migration = lead_stored(config, &target).await?;
+    let migration = migration.ok_or(Error::NoMigration { migration: config.migration.to_string() })?;
+    if migration.phase != Phase::CutOver.as_str() {
+        return Err(Error::NotCutOver { migration: config.migration.to_string() });
+    }
+    remove(config, &source, &target, Some(&migration)).await
+}
+
+async fn both(config: &Config) -> Result<(Session, Session), Error> {
+    let source = wire::connect(&config.source.endpoint, "cleanup").await.map_err(Error::Source)?;
+    let target = wire::connect(&config.target.endpoint, "cleanup").await.map_err(Error::Target)?;
+    Ok((source, target))
+}
+
+/// Refused while a daemon runs: it would make again what we remove.
+async fn lead_stored(config: &Config, target: &Session) -> Result<Option<Migration>, Error> {
+    schema::lead(target, &config.migration).await?;
+    Ok(schema::read_migration(target, &config.migration).await?)
+}
+
+/// The source first: a slot that is forgotten there fills a production disk. The record on the target goes last, so that
+/// a crash in between leaves what is needed to call this again.
+async fn remove(
+    config: &Config,
+    source: &Session,
+    target: &Session,
+    migration: Option<&Migration>,
+) -> Result<Removed, Error> {
+    let mut done = Removed { migration: config.migration.to_string(), ..Removed::default() };
+    let slot = migration.map_or(&config.source.slot.name, |it| &it.slot);
+    if migration.map_or(!config.source.slot.adopted, |it| it.slot_is_ours) {
+        if source::drop_slot(source, slot, WhenActive::Terminate).await? {
+            done.removed.push(format!("slot {slot} on the source"));
+        }
+    } else {
+        done.left.push(format!("slot {slot} on the source, which was there before: drop it when nobody needs it"));
+    }
+    let publication = migration.map_or(&config.source.publication.name, |it| &it.publication);
+    if migration.map_or(!config.source.publication.adopted, |it| it.publication_is_ours) {
+        source::drop_publication(source, publication).await?;
+        done.removed.push(format!("publication {publication} on the source"));
+    } else {
+        done.left.push(format!("publication {publication} on the source, which was there before"));
+    }
+    schema::drop_state(target, &config.migration).await?;
+    done.removed.push("replication origin and state on the target".to_owned());
+    let dir = &config.limits.spool_dir;
+    match std::fs::remove_dir_all(dir) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::RemoveSpool { dir: dir.clone(), source });
+        }
+        Ok(()) | Err(_) => {}
+    }
+    done.removed.push(format!("spool in {}", config.limits.spool_dir.display()));
+    info!(migration = %config.migration, "removed");
+    Ok(done)
+}

@@ -1,0 +1,74 @@
+//! The one-shot copy: schema and rows under one snapshot, indexes, constraints; no stream, no slot.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::error::Error;
+use super::migrate::{schema_options, snapshot_options};
+use super::status::Phase;
+use crate::config::{Config, SnapshotMode};
+use crate::schema::{self, Migration, Steps};
+use crate::snapshot::{self, Progress};
+use crate::source;
+use crate::wire;
+
+/// What was copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Copied {
+    pub tables: u64,
+    pub rows: u64,
+    pub bytes: u64,
+    pub sequences: u64,
+    pub large_objects: u64,
+}
+
+/// Copies everything as of one moment, and ends. Call again after an error: finished tables are not copied again, but
+/// then under a later snapshot, which the result of `changeover verify` would show as such.
+pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationToken) -> Result<Copied, Error> {
+    let source = wire::connect(&config.source.endpoint, "copy").await.map_err(Error::Source)?;
+    let target = wire::connect(&config.target.endpoint, "copy").await.map_err(Error::Target)?;
+    let catalog = schema::read_catalog(&source, &config.tables).await?;
+    if catalog.row_tables().next().is_none() {
+        return Err(Error::NoTables);
+    }
+    schema::install_state(&target).await?;
+    schema::lead(&target, &config.migration).await?;
+    if schema::read_migration(&target, &config.migration).await?.is_none() {
+        let identified = source::identify(&config.source.endpoint).await?;
+        let migration = Migration {
+            name: config.migration.clone(),
+            phase: Phase::Copying.as_str().to_owned(),
+            source: identified.identity,
+            slot: config.source.slot.name.clone(),
+            slot_is_ours: false,
+            publication: config.source.publication.name.clone(),
+            publication_is_ours: false,
+            consistent_point: None,
+            epoch: 0,
+        };
+        schema::insert_migration(&target, &migration).await?;
+    }
+    let full = config.snapshot.mode == SnapshotMode::Full;
+    let options = if full { Some(schema_options(config, catalog.major()).await?) } else { None };
+    if let Some(options) = &options {
+        schema::copy_pre_data(options, &catalog).await?;
+    }
+    snapshot::run(snapshot_options(config), &catalog, Arc::clone(&progress), stop.clone()).await?;
+    let mut copied = Copied::default();
+    if let Some(options) = &options {
+        let steps = Steps::default();
+        schema::copy_indexes(options, &catalog, &steps, stop.clone()).await?;
+        schema::copy_post_data(options, &catalog, &steps, stop.clone()).await?;
+        copied.large_objects = schema::copy_large_objects(options, stop).await?;
+    }
+    copied.sequences = schema::copy_sequences(&source, &target, &catalog.sequences, 0).await? as u64;
+    for table in progress.read().tables.values() {
+        copied.tables += 1;
+        copied.rows += table.rows_copied;
+        copied.bytes += table.bytes_copied;
+    }
+    schema::drop_state(&target, &config.migration).await?;
+    Ok(copied)
+}

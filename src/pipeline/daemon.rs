@@ -1,0 +1,220 @@
+//! The daemon of one migration: starts every part, carries the migration through its phases, answers requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::board::Board;
+use super::commands::Commands;
+use super::error::Error;
+use super::flow::Flow;
+use super::handle::{Handle, Request};
+use super::lead::keep_leading;
+use super::migrate::Migrate;
+use super::prepare::{Prepared, prepare};
+use super::receive::Receive;
+use super::requests::{Requests, verified_tables};
+use super::sinks::{Feed, KafkaSink, TargetSink};
+use super::supervise::Supervisor;
+use super::touched::Listeners;
+use super::watchers;
+use crate::config::{Config, Kafka, KafkaFormat};
+use crate::decode::{self, Decoder};
+use crate::model::{Secret, SinkName};
+use crate::source::SessionState;
+use crate::spool::{self, Spool};
+use crate::verify::{DirtyKeys, Table};
+use crate::{apply, link, publish};
+
+/// Requests waiting for an answer: operators, not clients.
+const REQUEST_LINK_BYTES: usize = 64 << 10;
+const REQUEST_LINK_COUNT: usize = 16;
+
+/// Rows decoded into one batch, at most.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Source transactions in one Kafka transaction, at most: a reader sees them when it commits.
+const KAFKA_TRANSACTIONS_MAX: u64 = 10_000;
+
+/// A daemon that has not started.
+pub struct Daemon {
+    config: Arc<Config>,
+    requests: link::Receiver<Request>,
+    board: Board,
+}
+
+/// A daemon and the handle to it. The handle answers from now on; its status says `preparing` until the daemon runs.
+pub fn daemon(config: Config) -> (Handle, Daemon) {
+    let config = Arc::new(config);
+    let (sender, requests) = link::channel(REQUEST_LINK_BYTES, REQUEST_LINK_COUNT);
+    let board = Board::new(&config);
+    let status = board.clone();
+    (Handle::new(sender, Arc::new(move || status.status())), Daemon { config, requests, board })
+}
+
+impl Daemon {
+    /// Runs until `stop` is cancelled or a request stops it. An error here is one of the start; later ones are kept by
+    /// the parts they arise in and told by the status.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
+        let (prepared, leading) = tokio::select! { biased;
+            () = stop.cancelled() => return Ok(()),
+            prepared = prepare(&self.config) => prepared?,
+        };
+        let shares = Shares::of(self.config.limits.memory_bytes);
+        let supervisor =
+            Supervisor { troubles: self.board.troubles(), resume: Arc::new(Notify::new()), stop: stop.clone() };
+        let mut sinks = vec![(SinkName::Target, prepared.target_position)];
+        if self.config.kafka.is_some() {
+            // Its own position is read when it first reaches the broker; the slot was never told more than that.
+            sinks.push((SinkName::Kafka, prepared.stream_start));
+        }
+        let flow = Arc::new(Flow::new(&sinks));
+        let spool = Spool::open(spool::Options {
+            dir: self.config.limits.spool_dir.clone(),
+            memory_bytes: shares.spool_bytes,
+            disk_bytes: self.config.limits.spool_bytes,
+            sinks: sinks.iter().map(|(sink, _)| *sink).collect(),
+        })?;
+        let (session, session_state) = watch::channel(SessionState::Connecting);
+        let tables: Arc<[Table]> = verified_tables(&prepared.catalog).into();
+        let listeners = Arc::new(Listeners::new(Arc::new(DirtyKeys::new(tables, shares.dirty_bytes))));
+        let commands = Commands::default();
+        self.board.attach(&prepared, Arc::clone(&flow), spool.clone(), session_state);
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keep_leading(Arc::clone(&self.config), prepared.epoch, leading, stop.clone()));
+        let decoder = Decoder::new(
+            decode::Options { batch_bytes: BATCH_BYTES, resume_after: prepared.stream_start, next_seq: 0 },
+            Box::new(spool.stash(shares.stash_bytes)),
+        );
+        let receive = Receive {
+            config: Arc::clone(&self.config),
+            identity: prepared.identity.clone(),
+            flow: Arc::clone(&flow),
+            spool: spool.clone(),
+            session,
+            supervisor: supervisor.clone(),
+        };
+        tasks.spawn(receive.run(decoder));
+        let feed = Feed { flow: Arc::clone(&flow), supervisor: supervisor.clone(), link_bytes: shares.link_bytes };
+        if let Some(kafka) = &self.config.kafka {
+            let sink = KafkaSink {
+                feed: feed.clone(),
+                options: kafka_options(&self.config, kafka, &prepared, &shares),
+                settled: self.board.settled(SinkName::Kafka),
+                stream_start: prepared.stream_start,
+            };
+            tasks.spawn(sink.run(spool.cursor(SinkName::Kafka)));
+        }
+        tasks.spawn(watchers::watch_slot(Arc::clone(&self.config), self.board.clone(), stop.clone()));
+        tasks.spawn(watchers::export_metrics(self.board.clone(), stop.clone()));
+        let target = TargetSink {
+            feed,
+            options: apply_options(&self.config, &prepared, &shares),
+            commands: commands.clone(),
+            touched: listeners.clone(),
+            tally: self.board.tally(),
+            latency: self.board.latency(),
+            settled: self.board.settled(SinkName::Target),
+        };
+        let migrate = Migrate {
+            config: Arc::clone(&self.config),
+            board: self.board.clone(),
+            flow: Arc::clone(&flow),
+            supervisor: supervisor.clone(),
+        };
+        let requests = Requests {
+            config: Arc::clone(&self.config),
+            board: self.board.clone(),
+            flow,
+            commands,
+            listeners,
+            supervisor: supervisor.clone(),
+            catalog: Arc::new(prepared.catalog.clone()),
+            epoch: prepared.epoch,
+            turn: Arc::default(),
+        };
+        tasks.spawn(migrate.run(prepared, target, spool.cursor(SinkName::Target)));
+        tasks.spawn(requests.serve(self.requests));
+        stop.cancelled().await;
+        info!("stopping");
+        spool.close();
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(failure) = ended {
+                std::panic::resume_unwind(failure.into_panic());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How the memory budget is divided. What the parts hold beside these (statements, buffers of fixed size) is small.
+struct Shares {
+    spool_bytes: usize,
+    stash_bytes: usize,
+    link_bytes: usize,
+    group_bytes: usize,
+    dirty_bytes: usize,
+    kafka_bytes: usize,
+}
+
+impl Shares {
+    fn of(memory_bytes: usize) -> Self {
+        Self {
+            spool_bytes: memory_bytes / 4,
+            stash_bytes: memory_bytes / 8,
+            link_bytes: memory_bytes / 32,
+            group_bytes: memory_bytes / 32,
+            dirty_bytes: memory_bytes / 8,
+            kafka_bytes: memory_bytes / 8,
+        }
+    }
+}
+
+fn apply_options(config: &Config, prepared: &Prepared, shares: &Shares) -> apply::Options {
+    apply::Options {
+        endpoint: config.target.endpoint.clone(),
+        migration: config.migration.clone(),
+        epoch: prepared.epoch,
+        start: Some(prepared.target_position),
+        filter: config.tables.clone(),
+        renames: Default::default(),
+        handovers: Vec::new(),
+        group_bytes: config.apply.group_bytes.min(shares.group_bytes),
+        group_delay: config.apply.group_delay,
+        held_bytes: shares.link_bytes,
+    }
+}
+
+fn kafka_options(config: &Config, kafka: &Kafka, prepared: &Prepared, shares: &Shares) -> publish::Options {
+    let tables = || prepared.catalog.row_tables();
+    let key = |table: &crate::schema::Table| table.primary_key.clone().map(|key| (table.name.clone(), key));
+    publish::Options {
+        migration: config.migration.clone(),
+        identity: prepared.identity.clone(),
+        database: config.source.endpoint.dbname().to_owned(),
+        bootstrap_servers: kafka.bootstrap_servers.clone(),
+        topic_prefix: kafka.topic_prefix.clone(),
+        format: match kafka.format {
+            KafkaFormat::Json => publish::Format::Json,
+        },
+        tables: tables().map(|table| table.name.clone()).collect(),
+        keys: tables().filter_map(key).collect(),
+        partition_count: kafka.partitions,
+        replication_factor: kafka.replication_factor.map_or(1, u32::from),
+        window: publish::WindowLimits {
+            transactions_max: KAFKA_TRANSACTIONS_MAX,
+            bytes_max: shares.kafka_bytes / 4,
+            age_max: Duration::from_millis(kafka.transaction_ms),
+            transaction_bytes_max: shares.kafka_bytes,
+        },
+        buffer_bytes_max: shares.kafka_bytes,
+        logical_messages: false,
+        owner_after_fence: "green".to_owned(),
+        properties: kafka.properties.iter().map(|(name, value)| (name.clone(), Secret::new(value))).collect(),
+    }
+}

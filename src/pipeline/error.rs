@@ -1,0 +1,112 @@
+//! Everything that can go wrong in a part, and what is to be done about it.
+
+use crate::model::{Disposition, Lsn, SourceIdentity};
+use crate::{apply, decode, publish, schema, snapshot, source, spool, verify, wire};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("reach the source")]
+    Source(#[source] wire::Error),
+    #[error("reach the target")]
+    Target(#[source] wire::Error),
+    #[error("read the source's stream")]
+    Stream(#[from] source::Error),
+    #[error("decode the source's stream")]
+    Decode(#[from] decode::Error),
+    #[error("keep the stream in the spool")]
+    Spool(#[from] spool::Error),
+    #[error("read or copy the schema")]
+    Schema(#[from] schema::Error),
+    #[error("copy the rows")]
+    Snapshot(#[from] snapshot::Error),
+    #[error("apply to the target")]
+    Apply(#[from] apply::Error),
+    #[error("publish to Kafka")]
+    Publish(#[from] publish::Error),
+    #[error("verify")]
+    Verify(#[from] verify::Error),
+    #[error("{what}")]
+    State {
+        what: &'static str,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error(
+        "migration {migration} belongs to the source with system identifier {}, timeline {}; the configured source is {} on timeline {}",
+        expected.system_identifier, expected.timeline, found.system_identifier, found.timeline
+    )]
+    OtherSource { migration: String, expected: SourceIdentity, found: SourceIdentity },
+    #[error("{failed} of the checks failed:\n{report}")]
+    NotReady { failed: usize, report: String },
+    #[error("no table of the source matches [tables] include and exclude")]
+    NoTables,
+    #[error("the adopted slot {slot} does not exist on the source")]
+    NoAdoptedSlot { slot: String },
+    #[error("the adopted slot {slot} has no position: nobody has finished creating it")]
+    AdoptedSlotUnfinished { slot: String },
+    #[error("the stored phase {phase:?} is none this version knows")]
+    UnknownPhase { phase: String },
+    #[error("the target starts at {position}, which the slot no longer holds")]
+    Behind { position: Lsn },
+    #[error("migration {migration} has not been cut over")]
+    NotCutOver { migration: String },
+    #[error("migration {migration} is cut over: green owns the writes")]
+    AlreadyCutOver { migration: String },
+    #[error("remove the spool in {}", dir.display())]
+    RemoveSpool {
+        dir: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("another daemon has taken migration {migration} over")]
+    Superseded { migration: String },
+    #[error("Kafka holds the stream through {held}, but the slot begins at {start}: what is between them is not there")]
+    KafkaBehind { held: Lsn, start: Lsn },
+    #[error("there is no migration {migration} on the target")]
+    NoMigration { migration: String },
+}
+
+impl Error {
+    /// What is to be done about it.
+    pub fn disposition(&self) -> Disposition {
+        let halt = |hint: &str| Disposition::Halt { hint: hint.to_owned() };
+        match self {
+            Self::Source(error) | Self::Target(error) => error.disposition(),
+            Self::Stream(error) => error.disposition(),
+            Self::Decode(error) => error.disposition(),
+            Self::Spool(error) => error.disposition(),
+            Self::Schema(error) => error.disposition(),
+            Self::Snapshot(error) => error.disposition(),
+            Self::Apply(error) => error.disposition(),
+            Self::Publish(error) => error.disposition(),
+            Self::Verify(error) => error.disposition(),
+            Self::State { source, .. } if source.as_db_error().is_none() => Disposition::Retry,
+            Self::State { .. } => halt("look at the server's message; `changeover resume` tries again"),
+            Self::OtherSource { .. } => halt(
+                "after a restore or a failover positions mean other transactions: point [source] at the server the \
+                 migration was started from, or `changeover abort` and start again",
+            ),
+            Self::NotReady { .. } => halt("do what the failed checks say, then start again"),
+            Self::NoTables => halt("correct [tables] include and exclude; `changeover inspect` lists what there is"),
+            Self::NoAdoptedSlot { .. } => {
+                halt("create it, or leave [source] slot out so that changeover makes its own")
+            }
+            Self::AdoptedSlotUnfinished { .. } => halt("finish or drop it, then adopt another"),
+            Self::UnknownPhase { .. } => halt("use the version of changeover that started this migration"),
+            Self::Behind { .. } => halt("`changeover abort`, then start again: the rows must be copied anew"),
+            Self::NotCutOver { .. } => halt("`changeover abort` ends a migration that has not been cut over"),
+            Self::AlreadyCutOver { .. } => halt("`changeover complete` ends a migration that has been cut over"),
+            Self::RemoveSpool { .. } => halt("remove the directory by hand: nothing rests on it any more"),
+            Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
+            Self::KafkaBehind { .. } => {
+                halt("start the topics anew under another [kafka] topic_prefix, or `changeover abort` and start again")
+            }
+            Self::NoMigration { .. } => halt("check [migration] name and [target] url; `changeover run` starts one"),
+        }
+    }
+
+    /// Whether it was refused (exit 1) rather than failed on the way (exit 3).
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.disposition(), Disposition::Halt { .. })
+    }
+}

@@ -1,0 +1,115 @@
+//! Where everything stands in the stream: the tracker shared by the stages, and who is told when it moves.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use crate::model::{Batch, Lsn, SinkName};
+use crate::progress::{SinkLag, Tracker};
+use crate::telemetry::clock;
+
+/// A source that says nothing for this long, though it sends keepalives while idle, counts as unheard: lag then grows.
+const UNHEARD_AFTER_US: i64 = 45_000_000;
+
+pub(super) struct Flow {
+    tracker: Mutex<Tracker>,
+    /// What the slot may be told.
+    confirmed: watch::Sender<Option<Lsn>>,
+    /// What has been decoded, and where a new session therefore begins.
+    received: watch::Sender<Option<Lsn>>,
+    moved: Notify,
+    heard_at_us: AtomicI64,
+}
+
+impl Flow {
+    /// `resume` is what each sink holds durably.
+    pub(super) fn new(resume: &[(SinkName, Lsn)]) -> Self {
+        let tracker = Tracker::new(resume.iter().copied());
+        let start = Some(tracker.confirmed());
+        Self {
+            tracker: Mutex::new(tracker),
+            confirmed: watch::Sender::new(start),
+            received: watch::Sender::new(start),
+            moved: Notify::new(),
+            heard_at_us: AtomicI64::new(clock::unix_us()),
+        }
+    }
+
+    pub(super) fn confirmed(&self) -> watch::Receiver<Option<Lsn>> {
+        self.confirmed.subscribe()
+    }
+
+    pub(super) fn received(&self) -> watch::Receiver<Option<Lsn>> {
+        self.received.subscribe()
+    }
+
+    /// The source said something.
+    pub(super) fn heard(&self) {
+        self.heard_at_us.store(clock::unix_us(), Ordering::Relaxed);
+    }
+
+    /// A batch is about to enter the spool.
+    pub(super) fn decoded(&self, batch: &Batch) {
+        self.lock().decoded(batch);
+        self.received.send_replace(Some(batch.through));
+        self.moved.notify_waiters();
+    }
+
+    pub(super) fn settled(&self, sink: SinkName, through: Lsn) {
+        let confirmed = self.lock().settled(sink, through);
+        if confirmed.is_some() {
+            self.confirmed.send_replace(confirmed);
+        }
+        self.moved.notify_waiters();
+    }
+
+    /// Waits until every sink holds everything through `barrier`. Cancel-safe.
+    pub(super) async fn drained(&self, barrier: Lsn) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            // Enabled before the look, so that a move between look and wait is not missed.
+            moved.as_mut().enable();
+            if self.lock().drained(barrier) {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    /// Waits until `sink` holds everything through `barrier` durably. Cancel-safe.
+    pub(super) async fn settled_past(&self, sink: SinkName, barrier: Lsn) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.lock().reached(sink, barrier) {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    pub(super) fn lag(&self, sink: SinkName) -> Option<SinkLag> {
+        let now = clock::unix_us();
+        let unheard = now.saturating_sub(self.heard_at_us.load(Ordering::Relaxed));
+        self.lock().lag(sink, now, (unheard > UNHEARD_AFTER_US).then_some(unheard))
+    }
+
+    pub(super) fn settled_through(&self, sink: SinkName) -> Option<Lsn> {
+        self.lock().settled_through(sink)
+    }
+
+    pub(super) fn decoded_through(&self) -> Option<Lsn> {
+        self.lock().decoded_through()
+    }
+
+    pub(super) fn wal_end(&self) -> Option<Lsn> {
+        self.lock().wal_end()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tracker> {
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

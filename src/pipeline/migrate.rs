@@ -1,0 +1,156 @@
+//! Carries a migration through its phases: schema, rows, indexes, catching up, constraints.
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::board::Board;
+use super::error::Error;
+use super::flow::Flow;
+use super::machine::Input;
+use super::prepare::{Prepared, copies_rows};
+use super::sinks::TargetSink;
+use super::status::Phase;
+use super::supervise::Supervisor;
+use crate::config::{Config, SnapshotMode};
+use crate::model::{SinkName, TableHandover};
+use crate::schema::{self, CopyOptions};
+use crate::snapshot;
+use crate::spool::Cursor;
+use crate::wire;
+
+pub(super) struct Migrate {
+    pub(super) config: Arc<Config>,
+    pub(super) board: Board,
+    pub(super) flow: Arc<Flow>,
+    pub(super) supervisor: Supervisor,
+}
+
+impl Migrate {
+    /// Runs until the daemon stops: the target's sink is the last thing it starts, and outlives the phases.
+    pub(super) async fn run(self, prepared: Prepared, target: TargetSink, cursor: Cursor) {
+        if self.bring_rows(&prepared).await.is_none() {
+            return;
+        }
+        let loading = || async { Ok(self.handovers().await?) };
+        let Some(handovers) = self.supervisor.keep("hand-over", loading).await else { return };
+        let newest = handovers.iter().map(|handover| handover.until).max().unwrap_or(prepared.consistent_point);
+        let mut target = target;
+        target.options.handovers = handovers;
+        let finishing = async {
+            if self.board.phase() == Phase::CatchingUp {
+                info!(until = %newest, "catching up with the copy's newest snapshot");
+                tokio::select! {
+                    () = self.supervisor.stop.cancelled() => return,
+                    () = self.flow.settled_past(SinkName::Target, newest) => {}
+                }
+                self.finish(&prepared).await;
+            }
+        };
+        tokio::join!(target.run(cursor), finishing);
+    }
+
+    /// Everything before the stream may be applied. `None` when the daemon stops.
+    async fn bring_rows(&self, prepared: &Prepared) -> Option<()> {
+        if self.board.phase() == Phase::Preparing {
+            self.advance(prepared, Input::SlotReady { copies_rows: copies_rows(&self.config) }).await?;
+        }
+        if self.board.phase() == Phase::Copying {
+            self.supervisor.keep("copy", || self.copy(prepared)).await?;
+            self.advance(prepared, Input::RowsCopied).await?;
+        }
+        if self.board.phase() == Phase::Indexing {
+            self.supervisor.keep("indexes", || self.build_indexes(prepared)).await?;
+            self.advance(prepared, Input::IndexesBuilt).await?;
+        }
+        Some(())
+    }
+
+    async fn copy(&self, prepared: &Prepared) -> Result<(), Error> {
+        if self.config.snapshot.mode == SnapshotMode::Full {
+            schema::copy_pre_data(&self.schema_options(prepared).await?, &prepared.catalog).await?;
+        }
+        let options = snapshot_options(&self.config);
+        let stop = self.supervisor.stop.child_token();
+        snapshot::run(options, &prepared.catalog, self.board.copying(), stop).await?;
+        if self.config.snapshot.mode == SnapshotMode::Full && prepared.catalog.large_object_count > 0 {
+            let stop = self.supervisor.stop.child_token();
+            let count = schema::copy_large_objects(&self.schema_options(prepared).await?, stop).await?;
+            info!(count, "large objects copied");
+        }
+        Ok(())
+    }
+
+    async fn build_indexes(&self, prepared: &Prepared) -> Result<(), Error> {
+        if self.config.snapshot.mode == SnapshotMode::Full {
+            let stop = self.supervisor.stop.child_token();
+            let options = self.schema_options(prepared).await?;
+            schema::copy_indexes(&options, &prepared.catalog, &self.board.indexing(), stop).await?;
+        }
+        Ok(())
+    }
+
+    /// What needs the target to be one state of the source: foreign keys hold, and materialised views mean something.
+    async fn finish(&self, prepared: &Prepared) {
+        if self.config.snapshot.mode == SnapshotMode::Full {
+            let finishing = || async {
+                let stop = self.supervisor.stop.child_token();
+                let options = self.schema_options(prepared).await?;
+                schema::copy_post_data(&options, &prepared.catalog, &self.board.indexing(), stop).await?;
+                Ok(())
+            };
+            if self.supervisor.keep("constraints", finishing).await.is_none() {
+                return;
+            }
+        }
+        self.advance(prepared, Input::CaughtUp).await;
+    }
+
+    async fn handovers(&self) -> Result<Vec<TableHandover>, Error> {
+        let session = wire::connect(&self.config.target.endpoint, "hand-over").await.map_err(Error::Target)?;
+        Ok(snapshot::handovers(&session, &self.config.migration).await?)
+    }
+
+    /// Stores the next phase, then enters it. `None` when the daemon stops.
+    async fn advance(&self, prepared: &Prepared, input: Input) -> Option<()> {
+        let next = self.board.phase().on(input).expect("the phases are gone through in order");
+        let storing = || store_phase(&self.config, prepared.epoch, next);
+        self.supervisor.keep("phase", storing).await?;
+        self.board.enter(next);
+        Some(())
+    }
+
+    async fn schema_options(&self, prepared: &Prepared) -> Result<CopyOptions, Error> {
+        schema_options(&self.config, prepared.catalog.major()).await
+    }
+}
+
+/// Over a session of its own: the one that leads may have broken, and whether we still lead is told by the epoch.
+pub(super) async fn store_phase(config: &Config, epoch: i64, phase: Phase) -> Result<(), Error> {
+    let session = wire::connect(&config.target.endpoint, "phase").await.map_err(Error::Target)?;
+    schema::set_phase(&session, &config.migration, epoch, phase.as_str()).await?;
+    Ok(())
+}
+
+pub(super) fn snapshot_options(config: &Config) -> snapshot::Options {
+    snapshot::Options {
+        source: config.source.endpoint.clone(),
+        target: config.target.endpoint.clone(),
+        migration: config.migration.clone(),
+        workers: config.snapshot.workers,
+        split_bytes: config.snapshot.split_bytes,
+    }
+}
+
+pub(super) async fn schema_options(config: &Config, source_major: u32) -> Result<CopyOptions, Error> {
+    let memory = config.snapshot.maintenance_work_mem_bytes;
+    Ok(CopyOptions {
+        source: config.source.endpoint.clone(),
+        target: config.target.endpoint.clone(),
+        migration: config.migration.clone(),
+        pg_dump: schema::find_pg_dump(source_major, config.snapshot.pg_dump.as_deref()).await?,
+        workers: config.snapshot.index_workers,
+        maintenance_work_mem: memory.map(|bytes| format!("{}kB", bytes / 1024)),
+        parallel_maintenance_workers: None,
+    })
+}

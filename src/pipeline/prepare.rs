@@ -1,0 +1,142 @@
+//! From a configuration to a migration that can run: state on the target, leadership, publication and slot.
+
+use std::time::Duration;
+
+use tracing::info;
+
+use super::error::Error;
+use super::status::Phase;
+use crate::apply;
+use crate::config::{Config, SnapshotMode};
+use crate::model::{Lsn, SourceIdentity, TableName};
+use crate::schema::{self, Catalog, Migration};
+use crate::source::{self, WhenActive};
+use crate::wire::{self, Session};
+
+/// What is known before the first byte flows.
+pub(super) struct Prepared {
+    pub(super) identity: SourceIdentity,
+    pub(super) server_version_num: u32,
+    pub(super) catalog: Catalog,
+    pub(super) phase: Phase,
+    pub(super) epoch: i64,
+    /// The target's own position.
+    pub(super) target_position: Lsn,
+    /// Where the slot stands: never past any sink.
+    pub(super) stream_start: Lsn,
+    /// Where the slot began: what a sink that has nothing yet begins with.
+    pub(super) consistent_point: Lsn,
+}
+
+/// Finds or makes everything; the session beside it holds the lock of the one daemon that leads. Safe to call again after a crash at any point in it.
+pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Error> {
+    let source = wire::connect(&config.source.endpoint, "control").await.map_err(Error::Source)?;
+    let state = wire::connect(&config.target.endpoint, "control").await.map_err(Error::Target)?;
+    let identified = source::identify(&config.source.endpoint).await?;
+    let catalog = schema::read_catalog(&source, &config.tables).await?;
+    if catalog.row_tables().next().is_none() {
+        return Err(Error::NoTables);
+    }
+    schema::install_state(&state).await?;
+    schema::lead(&state, &config.migration).await?;
+    let migration = match schema::read_migration(&state, &config.migration).await? {
+        Some(migration) => migration,
+        None => begin(config, &state, identified.identity.clone()).await?,
+    };
+    if migration.source != identified.identity {
+        return Err(Error::OtherSource {
+            migration: config.migration.to_string(),
+            expected: migration.source,
+            found: identified.identity,
+        });
+    }
+    let epoch = schema::bump_epoch(&state, &config.migration).await?;
+    let phase = Phase::parse(&migration.phase).ok_or(Error::UnknownPhase { phase: migration.phase.clone() })?;
+    let consistent_point = match migration.consistent_point {
+        Some(point) => point,
+        None => make_stream(config, &source, &state, &catalog, epoch).await?,
+    };
+    let position = apply::adopt_position(&state, &config.migration, epoch, Some(consistent_point)).await?;
+    let target_position = position.unwrap_or(consistent_point);
+    let stream_start = slot_position(config, &source).await?.unwrap_or(consistent_point);
+    if stream_start > target_position {
+        return Err(Error::Behind { position: target_position });
+    }
+    info!(migration = %config.migration, phase = phase.as_str(), %target_position, %stream_start, epoch, "prepared");
+    let prepared = Prepared {
+        identity: identified.identity,
+        server_version_num: identified.server_version_num,
+        catalog,
+        phase,
+        epoch,
+        target_position,
+        stream_start,
+        consistent_point,
+    };
+    Ok((prepared, state))
+}
+
+/// Records a new migration. Nothing has been made on the source yet: what is found there under our name is a leftover
+/// of a crash before this row, or of a target that was thrown away.
+async fn begin(config: &Config, state: &Session, identity: SourceIdentity) -> Result<Migration, Error> {
+    let migration = Migration {
+        name: config.migration.clone(),
+        phase: Phase::Preparing.as_str().to_owned(),
+        source: identity,
+        slot: config.source.slot.name.clone(),
+        slot_is_ours: !config.source.slot.adopted,
+        publication: config.source.publication.name.clone(),
+        publication_is_ours: !config.source.publication.adopted,
+        consistent_point: None,
+        epoch: 0,
+    };
+    schema::insert_migration(state, &migration).await?;
+    Ok(migration)
+}
+
+/// Publication, then slot, then the wait for transactions that were open across them (PITFALLS 20): their earlier rows
+/// are in no stream, so every snapshot has to be taken after they have ended.
+async fn make_stream(
+    config: &Config,
+    source: &Session,
+    state: &Session,
+    catalog: &Catalog,
+    epoch: i64,
+) -> Result<Lsn, Error> {
+    if !config.source.publication.adopted {
+        let tables: Vec<TableName> = catalog.row_tables().map(|table| table.name.clone()).collect();
+        source::drop_publication(source, &config.source.publication.name).await?;
+        source::create_publication(source, &config.source.publication.name, &tables).await?;
+    }
+    let point = if config.source.slot.adopted {
+        adopted_position(config, source).await?
+    } else {
+        // Without a recorded position nothing rests on a slot of our name.
+        source::drop_slot(source, &config.source.slot.name, WhenActive::Terminate).await?;
+        source::create_slot(&config.source.endpoint, &config.source.slot.name, config.source.slot_timeout).await?
+    };
+    source::wait_out_running_transactions(source, config.source.slot_timeout.max(Duration::from_secs(1))).await?;
+    schema::set_consistent_point(state, &config.migration, epoch, point).await?;
+    info!(slot = config.source.slot.name, %point, "slot and publication are ready");
+    Ok(point)
+}
+
+async fn adopted_position(config: &Config, source: &Session) -> Result<Lsn, Error> {
+    let slot = config.source.slot.name.clone();
+    let state = source::slot_state(source, &slot).await?.ok_or(Error::NoAdoptedSlot { slot: slot.clone() })?;
+    state.confirmed_flush.ok_or(Error::AdoptedSlotUnfinished { slot })
+}
+
+/// `None` when the slot is gone: the session says so when it starts, with what to do.
+async fn slot_position(config: &Config, source: &Session) -> Result<Option<Lsn>, Error> {
+    let state = source::slot_state(source, &config.source.slot.name).await?;
+    Ok(state.and_then(|state| state.confirmed_flush))
+}
+
+/// Whether this mode copies rows at all.
+pub(super) fn copies_rows(config: &Config) -> bool {
+    match config.snapshot.mode {
+        SnapshotMode::Full | SnapshotMode::Data => true,
+        SnapshotMode::None => false,
+    }
+}
