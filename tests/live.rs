@@ -5,3 +5,5 @@ mod support;
 
 #[path = "live/servers.rs"]
 mod servers;
+#[path = "live/brokers.rs"]
+mod brokers;

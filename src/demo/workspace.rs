@@ -22,11 +22,12 @@ const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 read -r word && [ "$word" = keep ] && exit 0
 dir=$1
+signal=$2
 ours() {
     pid=$(cat "$dir/pid" 2>/dev/null) && [ -n "$pid" ] || return 1
     case "$(readlink "/proc/$pid/cwd" 2>/dev/null)" in "$dir" | "$dir"/*) return 0 ;; *) return 1 ;; esac
 }
-ours && kill -QUIT "$pid" 2>/dev/null
+ours && kill -s "$signal" "$pid" 2>/dev/null
 tries=0
 while ours; do
     tries=$((tries + 1))
@@ -54,6 +55,9 @@ pub struct Workspace {
     dir: PathBuf,
     /// Whom the process runs as; `None` for whoever we are.
     user: Option<User>,
+    /// What ends the process when the workspace goes. PostgreSQL and PgBouncer take `QUIT` as "now, but leave no shared
+    /// memory behind".
+    last_signal: &'static str,
     child: Option<Child>,
     watchdog: Option<Child>,
 }
@@ -61,24 +65,25 @@ pub struct Workspace {
 impl Workspace {
     /// `kind` becomes part of the directory's name.
     pub fn create(kind: &str) -> Result<Self, Error> {
-        Self::create_for(kind, unprivileged_user()?)
+        Self::create_for(kind, unprivileged_user()?, "QUIT")
     }
 
-    /// The same for a process that runs as whoever we are: our own daemon.
+    /// The same for a process that runs as whoever we are, and that may simply be killed: our own daemon, a broker.
     pub fn create_as_self(kind: &str) -> Result<Self, Error> {
-        Self::create_for(kind, None)
+        Self::create_for(kind, None, "KILL")
     }
 
-    fn create_for(kind: &str, user: Option<User>) -> Result<Self, Error> {
+    fn create_for(kind: &str, user: Option<User>, last_signal: &'static str) -> Result<Self, Error> {
         let dir = fresh_dir(kind)?;
         if let Some(user) = user {
             chown(&dir, Some(user.uid), Some(user.gid)).map_err(Error::file("change the owner of", &dir))?;
         }
-        let mut workspace = Self { dir, user, child: None, watchdog: None };
+        let mut workspace = Self { dir, user, last_signal, child: None, watchdog: None };
         let mut watchdog = workspace.command("sh");
         watchdog
             .args(["-c", WATCHDOG, "changeover-watchdog"])
             .arg(&workspace.dir)
+            .arg(last_signal)
             .current_dir("/")
             .stdin(Stdio::piped());
         workspace.watchdog = Some(spawn(&mut watchdog)?);
@@ -198,7 +203,7 @@ impl Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         if self.child.is_some() {
-            self.stop("QUIT", Duration::from_secs(5));
+            self.stop(self.last_signal, Duration::from_secs(5));
         }
         self.end_watchdog();
     }

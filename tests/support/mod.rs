@@ -12,7 +12,9 @@ mod sql;
 mod servers;
 mod config;
 mod daemon;
+mod broker;
 
+pub use broker::{Broker, Record, bootstrap, read_committed, topic_prefix};
 pub use config::TestConfig;
 pub use daemon::Daemon;
 pub use servers::{Pair, Server, cluster, cluster_of, server, source_and_target};
