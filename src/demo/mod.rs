@@ -10,8 +10,15 @@ mod template;
 mod cluster;
 mod pooler;
 
+mod options;
+mod run;
+mod report;
+
 pub use cluster::{ClusterOptions, PgCluster, StopMode};
 pub use error::Error;
+pub use options::DemoOptions;
 pub use pooler::{PgBouncer, PoolerOptions, Upstream};
 pub use programs::{PostgresPrograms, tools_dir};
+pub use report::{DemoReport, Verdict};
+pub use run::run;
 pub use workspace::{Workspace, free_port};
