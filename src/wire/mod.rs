@@ -1,15 +1,41 @@
 //! Connections to PostgreSQL: where a server is, how we prove who we are and who it is, and the protocol under it.
+//!
+//! ```text
+//!  Endpoint ─► transport ─► tls ─► startup (auth) ─┬─► RawConnection ─► CopyOut, CopyIn, CopyBoth
+//!                                                  └─► Session: the SQL client over the same connection
+//! ```
+//!
+//! Everything up to the login exists once; what is opened by it is the same for SQL, COPY and replication.
 
 mod endpoint;
-mod error;
 mod parameters;
 mod parse;
 mod passfile;
-mod raw;
 mod service;
+
+mod transport;
+mod tls;
+mod messages;
+mod auth;
+mod startup;
+mod pinned;
+
+mod raw;
+mod copy;
+mod copy_both;
+mod cancel;
+mod adopted;
 mod session;
 
+mod error;
+mod server_error;
+pub mod sqlstate;
+
+pub use cancel::CancelToken;
+pub use copy::{CopyChunk, CopyIn, CopyOut};
+pub use copy_both::{CopyBoth, CopyBothEvent};
 pub use endpoint::{ChannelBinding, Endpoint, Host, SslMode};
-pub use error::Error;
-pub use raw::{CopyChunk, CopyIn, CopyOut, Mode, RawConnection, Row, connect_raw};
+pub use error::{Error, disposition_of};
+pub use raw::{Mode, RawConnection, Row, connect_raw};
+pub use server_error::ServerError;
 pub use session::{Session, connect, connect_plain};

@@ -1,0 +1,209 @@
+//! COPY as it travels: whole CopyData messages, which look the same in both directions, so that what one server sends
+//! can be given to another without being taken apart ("COPY Operations" in the documentation).
+
+use bytes::{Buf, Bytes};
+use postgres_protocol::message::frontend;
+
+use super::messages::HEADER_BYTES;
+use super::raw::is_aside;
+use super::server_error::ServerError;
+use super::{Error, RawConnection};
+
+/// One or more whole CopyData messages, headers included.
+#[derive(Clone, Debug)]
+pub struct CopyChunk {
+    pub frames: Bytes,
+    /// How many messages. The server sends a row in each; in binary format one more, at the end, holds the trailer.
+    pub frame_count: u64,
+}
+
+impl CopyChunk {
+    /// What is inside the messages.
+    pub fn payloads(&self) -> impl Iterator<Item = Bytes> + use<> {
+        let mut rest = self.frames.clone();
+        std::iter::from_fn(move || {
+            let (_, length) = rest.split_first_chunk::<1>()?;
+            let length = u32::from_be_bytes(*length.first_chunk::<4>()?) as usize + 1;
+            let mut payload = rest.split_to(length.min(rest.len()));
+            payload.advance(HEADER_BYTES.min(payload.len()));
+            Some(payload)
+        })
+    }
+}
+
+/// The rows of a `COPY … TO STDOUT`. Dropped before its end, the connection can only be dropped as well.
+#[derive(Debug)]
+pub struct CopyOut<'a> {
+    connection: &'a mut RawConnection,
+    row_count: Option<u64>,
+}
+
+/// A `COPY … FROM STDIN` under way. Dropped unfinished, the connection can only be dropped as well, and the server
+/// undoes the copy.
+#[derive(Debug)]
+pub struct CopyIn<'a> {
+    connection: &'a mut RawConnection,
+}
+
+impl RawConnection {
+    /// Begins a `COPY … TO STDOUT`.
+    pub async fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>, Error> {
+        self.begin_copy(sql, b'H').await?;
+        Ok(CopyOut { connection: self, row_count: None })
+    }
+
+    /// Begins a `COPY … FROM STDIN`.
+    pub async fn copy_in(&mut self, sql: &str) -> Result<CopyIn<'_>, Error> {
+        self.begin_copy(sql, b'G').await?;
+        Ok(CopyIn { connection: self })
+    }
+
+    /// Asks for a copy and waits for the server's word (`answer`) that it has begun.
+    pub(super) async fn begin_copy(&mut self, sql: &str, answer: u8) -> Result<(), Error> {
+        self.ask(sql).await?;
+        let message = self.next().await?;
+        match message.tag {
+            tag if tag == answer => {
+                self.in_copy = true;
+                Ok(())
+            }
+            b'E' => {
+                let source = ServerError::read(&message.body);
+                self.until_ready().await?;
+                Err(self.refused(source))
+            }
+            tag => Err(self.misunderstood(tag, "the beginning of a copy")),
+        }
+    }
+
+    /// Reads from the end of a copy to the server's being ready; rows as it counted them.
+    async fn end_copy(&mut self) -> Result<u64, Error> {
+        let (mut row_count, mut failed) = (0, None);
+        loop {
+            let message = self.next().await?;
+            match message.tag {
+                b'C' => row_count = row_count_of(&message.body),
+                b'E' => failed = Some(ServerError::read(&message.body)),
+                b'Z' => break,
+                tag => return Err(self.misunderstood(tag, "the end of a copy")),
+            }
+        }
+        self.in_copy = false;
+        failed.map_or(Ok(row_count), |source| Err(self.refused(source)))
+    }
+}
+
+impl CopyOut<'_> {
+    /// What has arrived, at least one message; `None` at the end. Cancel-safe until it has returned `None`.
+    pub async fn next(&mut self) -> Result<Option<CopyChunk>, Error> {
+        if self.row_count.is_some() {
+            return Ok(None);
+        }
+        loop {
+            let (frames, frame_count) = self.connection.messages.take_run(b'd').map_err(|e| self.connection.lost(e))?;
+            if frame_count > 0 {
+                return Ok(Some(CopyChunk { frames, frame_count }));
+            }
+            let Some(message) = self.connection.messages.take().map_err(|error| self.connection.lost(error))? else {
+                self.connection.messages.fill().await.map_err(|error| self.connection.lost(error))?;
+                continue;
+            };
+            match message.tag {
+                b'c' => {
+                    self.row_count = Some(self.connection.end_copy().await?);
+                    return Ok(None);
+                }
+                b'E' => {
+                    let source = ServerError::read(&message.body);
+                    self.connection.until_ready().await?;
+                    return Err(self.connection.refused(source));
+                }
+                _ if is_aside(&message) => {}
+                tag => return Err(self.connection.misunderstood(tag, "a copy")),
+            }
+        }
+    }
+
+    /// Rows as the server counted them, once [`Self::next`] has returned `None`.
+    pub fn row_count(&self) -> Option<u64> {
+        self.row_count
+    }
+}
+
+impl CopyIn<'_> {
+    /// Sends whole CopyData messages. An error of the server ends the copy and leaves the connection usable. Not
+    /// cancel-safe.
+    pub async fn write(&mut self, frames: &[u8]) -> Result<(), Error> {
+        let mut left = frames;
+        while !left.is_empty() {
+            let sent = self.connection.messages.send_or_hear(left).await;
+            left = left.get(sent.map_err(|error| self.connection.lost(error))?..).unwrap_or_default();
+            self.hear().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends one row, or any part of the stream, as a CopyData message of its own.
+    pub async fn write_payload(&mut self, payload: &[u8]) -> Result<(), Error> {
+        let data = frontend::CopyData::new(payload).map_err(|error| self.connection.protocol(error.to_string()))?;
+        data.write(&mut self.connection.messages.outbox);
+        self.connection.messages.send().await.map_err(|error| self.connection.lost(error))?;
+        self.hear().await
+    }
+
+    /// Ends the copy; rows as the server counted them.
+    pub async fn finish(self) -> Result<u64, Error> {
+        frontend::copy_done(&mut self.connection.messages.outbox);
+        self.connection.messages.send().await.map_err(|error| self.connection.lost(error))?;
+        self.connection.end_copy().await
+    }
+
+    /// Gives the copy up; the server undoes it.
+    pub async fn fail(self, reason: &str) -> Result<(), Error> {
+        frontend::copy_fail(reason, &mut self.connection.messages.outbox)
+            .map_err(|error| self.connection.protocol(error.to_string()))?;
+        self.connection.messages.send().await.map_err(|error| self.connection.lost(error))?;
+        self.connection.until_ready().await
+    }
+
+    /// Looks at what the server has said meanwhile. After an error it reads and drops the rest of the copy, and is
+    /// ready for the next command without our ending the copy.
+    async fn hear(&mut self) -> Result<(), Error> {
+        while let Some(message) = self.connection.messages.take().map_err(|error| self.connection.lost(error))? {
+            match message.tag {
+                b'E' => {
+                    let source = ServerError::read(&message.body);
+                    self.connection.until_ready().await?;
+                    return Err(self.connection.refused(source));
+                }
+                _ if is_aside(&message) => {}
+                tag => return Err(self.connection.misunderstood(tag, "a copy")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `COPY 42`
+fn row_count_of(tag: &[u8]) -> u64 {
+    let text = std::str::from_utf8(tag).unwrap_or_default().trim_end_matches('\0');
+    text.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_are_what_the_messages_hold() {
+        let frames = Bytes::from_static(b"d\0\0\0\x05ad\0\0\0\x04d\0\0\0\x06bc");
+        let payloads: Vec<Bytes> = CopyChunk { frames, frame_count: 3 }.payloads().collect();
+        assert_eq!(payloads, [&b"a"[..], b"", b"bc"]);
+    }
+
+    #[test]
+    fn the_server_counts_the_rows() {
+        assert_eq!(row_count_of(b"COPY 42\0"), 42);
+        assert_eq!(row_count_of(b""), 0);
+    }
+}

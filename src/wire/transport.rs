@@ -1,0 +1,110 @@
+//! Bytes to and from a server: TCP or a Unix socket, in the open or inside TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+use super::Error;
+use super::endpoint::{Endpoint, Host, Keepalive};
+
+/// An open connection. TLS runs over TCP only: a PostgreSQL server has none on its Unix socket.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Opens the socket; nothing has been said yet.
+pub(super) async fn open(endpoint: &Endpoint) -> Result<Stream, Error> {
+    let reach = |source| Error::Reach { endpoint: endpoint.to_string(), source };
+    match endpoint.host() {
+        Host::Socket(directory) => {
+            let path = directory.join(format!(".s.PGSQL.{}", endpoint.port()));
+            Ok(Stream::Unix(UnixStream::connect(path).await.map_err(reach)?))
+        }
+        Host::Name(_) | Host::Ip(_) => {
+            let stream = first_that_answers(&addresses(endpoint).await?).await.map_err(reach)?;
+            prepare(&stream, endpoint.keepalive()).map_err(reach)?;
+            Ok(Stream::Tcp(stream))
+        }
+    }
+}
+
+async fn addresses(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, Error> {
+    if let Some(address) = endpoint.address() {
+        return Ok(vec![(address, endpoint.port()).into()]);
+    }
+    let host = endpoint.host().to_string();
+    let found = tokio::net::lookup_host((host.as_str(), endpoint.port())).await;
+    found.map(Iterator::collect).map_err(|source| Error::Resolve { host, source })
+}
+
+/// Tries each address; the error of the last one stands for all.
+async fn first_that_answers(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host's name has no address");
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn prepare(stream: &TcpStream, keepalive: &Keepalive) -> io::Result<()> {
+    // Small messages (feedback, a lone commit) must not wait for an acknowledgement of the last ones.
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_user_timeout(keepalive.user_timeout)?;
+    if !keepalive.enabled {
+        return Ok(());
+    }
+    let mut probes = socket2::TcpKeepalive::new();
+    if let Some(idle) = keepalive.idle {
+        probes = probes.with_time(idle);
+    }
+    if let Some(interval) = keepalive.interval {
+        probes = probes.with_interval(interval);
+    }
+    if let Some(count) = keepalive.count {
+        probes = probes.with_retries(count);
+    }
+    socket.set_tcp_keepalive(&probes)
+}
+
+/// `match` over the three, since each is polled the same way.
+macro_rules! each {
+    ($stream:expr, $inner:ident => $call:expr) => {
+        match $stream {
+            Stream::Tcp($inner) => $call,
+            Stream::Unix($inner) => $call,
+            Stream::Tls($inner) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
