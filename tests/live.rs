@@ -7,3 +7,6 @@ mod support;
 mod servers;
 #[path = "live/brokers.rs"]
 mod brokers;
+
+#[path = "live/wire.rs"]
+mod wire;
