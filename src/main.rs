@@ -1,1 +1,7 @@
-fn main() {}
+//! The program: see `changeover::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    changeover::cli::main()
+}

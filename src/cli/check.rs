@@ -8,7 +8,9 @@ use crate::preflight::{self, Report};
 
 /// Whether both sides are ready: PASS, WARN or FAIL for each check, with what to do. Changes nothing
 #[derive(Debug, Args)]
-#[command(after_help = "Exits 1 when a check fails. Examples:\n  changeover check\n  changeover check --json | jq '.findings[] | select(.verdict == \"fail\")'")]
+#[command(
+    after_help = "Exits 1 when a check fails. Examples:\n  changeover check\n  changeover check --json | jq '.findings[] | select(.verdict == \"fail\")'"
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     config: ConfigFile,

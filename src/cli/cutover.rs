@@ -7,14 +7,15 @@ use clap::Args;
 
 use super::exit::{Exit, Failure};
 use super::options::{ConfigFile, Output};
-use super::report;
 use crate::config::parse_duration;
 use crate::pipeline::CutoverRequest;
 
 /// Hands the writes over to green: gates, pause, fence, drain, verify, flip. Any failure before the commit point leaves
 /// blue as it was
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  changeover cutover --dry-run\n  changeover cutover --max-pause 300ms --yes --json")]
+#[command(
+    after_help = "Examples:\n  changeover cutover --dry-run\n  changeover cutover --max-pause 300ms --yes --json"
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     config: ConfigFile,
@@ -38,8 +39,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     }
     let max_pause_ms = arguments.max_pause.map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
     let answer = client.cutover(&CutoverRequest { dry_run: arguments.dry_run, max_pause_ms })?;
-    arguments.output.print(&answer, report::cutover);
-    Ok(report::cutover_exit(&answer))
+    arguments.output.print(&answer, |answer| format!("{answer:#}"));
+    Ok(Exit::Done)
 }
 
 fn confirm(migration: &str) -> Result<(), Failure> {

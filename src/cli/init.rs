@@ -16,7 +16,9 @@ use crate::preflight;
 
 /// Writes a commented configuration from a live source: its tables, their sizes, and which of them need care
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  changeover init --source postgres://mover@blue/shop --target postgres://mover@green/shop -o changeover.toml")]
+#[command(
+    after_help = "Example:\n  changeover init --source postgres://mover@blue/shop --target postgres://mover@green/shop -o changeover.toml"
+)]
 pub(super) struct Arguments {
     /// The database that owns the writes now
     #[arg(long, value_name = "URL")]

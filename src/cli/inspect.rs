@@ -10,7 +10,9 @@ use crate::wire::Endpoint;
 
 /// What the source holds: tables, sizes, keys, and what needs care. Changes nothing
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  changeover inspect\n  changeover inspect --source postgres://mover@blue/shop --json")]
+#[command(
+    after_help = "Examples:\n  changeover inspect\n  changeover inspect --source postgres://mover@blue/shop --json"
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     config: ConfigFile,

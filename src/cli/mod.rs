@@ -3,8 +3,8 @@
 
 mod exit;
 mod options;
+mod report;
 
-mod demo;
 mod init;
 mod inspect;
 mod check;
@@ -21,8 +21,6 @@ mod abort;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-use exit::{Exit, Failure};
 
 /// Moves a live PostgreSQL database to another cluster without downtime, and publishes the same change stream to Kafka.
 ///
@@ -47,7 +45,6 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Demo(demo::Arguments),
     Init(init::Arguments),
     Inspect(inspect::Arguments),
     Check(check::Arguments),
@@ -65,7 +62,6 @@ enum Command {
 /// The whole program.
 pub fn main() -> ExitCode {
     let ended = match Arguments::parse().command {
-        Command::Demo(arguments) => demo::run(arguments),
         Command::Init(arguments) => init::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Check(arguments) => check::run(arguments),

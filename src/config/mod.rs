@@ -17,6 +17,7 @@ mod routers;
 mod findings;
 mod problem;
 mod units;
+mod draft;
 mod checked;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub use checked::{
     Adoptable, Apply, CommandRouter, Config, Control, Cutover, HttpRouter, Kafka, KafkaFormat, Limits, Log, PgBouncer,
     Router, Snapshot, SnapshotMode, Source, Target, Verify,
 };
+pub use draft::{DraftTable, draft};
 pub use environment::{Environment, process_environment};
 pub use load::{load, parse};
 pub use problem::{Problem, Problems};

@@ -1,10 +1,7 @@
 //! The status as metrics. They are set when they are asked for, from the same values as `status`, so the two cannot
 //! disagree.
 
-use std::sync::OnceLock;
-
 use metrics::{Label, counter, gauge};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use crate::pipeline::{Phase, Status, TableStatus};
 use crate::telemetry::metrics as names;
@@ -12,22 +9,6 @@ use crate::telemetry::metrics as names;
 /// Tables beyond this many are left out of the metrics by table: each is a time series of its own in whatever collects
 /// them. `status` has them all.
 const TABLES_MAX: usize = 2000;
-
-/// Starts collecting. One recorder a process, whoever asks first: several daemons of one process (tests, the demo)
-/// share it and tell themselves apart by the label `migration`.
-pub fn install_recorder() -> PrometheusHandle {
-    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
-    let install = || {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        if metrics::set_global_recorder(recorder).is_err() {
-            tracing::warn!("another recorder of metrics is in place: /metrics stays empty");
-        }
-        names::describe_all();
-        handle
-    };
-    RECORDER.get_or_init(install).clone()
-}
 
 /// Sets everything that the status knows.
 pub(super) fn set(status: &Status) {
@@ -38,8 +19,6 @@ pub(super) fn set(status: &Status) {
         labels
     };
     gauge!(names::BUILD_INFO, with("version", &status.version)).set(1.0);
-    gauge!(names::LAG_BYTES, migration()).set(status.lag_bytes as f64);
-    gauge!(names::LAG_SECONDS, migration()).set(status.lag_seconds);
     if let Some(bytes) = status.source.slot_retained_bytes {
         gauge!(names::SLOT_RETAINED_BYTES, migration()).set(bytes as f64);
     }
@@ -53,7 +32,6 @@ pub(super) fn set(status: &Status) {
     gauge!(names::QUEUE_BYTES, with(names::LABEL_STAGE, "spool")).set(status.spool.memory_bytes as f64);
     gauge!(names::QUEUE_CAPACITY_BYTES, with(names::LABEL_STAGE, "spool_disk"))
         .set(status.spool.disk_capacity_bytes as f64);
-    counter!(names::SNAPSHOT_ROWS_TOTAL, migration()).absolute(status.snapshot.rows_copied);
     gauge!(names::SNAPSHOT_PROGRESS_RATIO, migration()).set(snapshot_ratio(status));
     gauge!(names::CUTOVER_READY, migration()).set(f64::from(u8::from(is_cutover_ready(status))));
     if let Some(pause_ms) = status.cutover.as_ref().and_then(|cutover| cutover.pause_ms) {
@@ -74,6 +52,7 @@ pub(super) fn set(status: &Status) {
 fn set_table(table: &TableStatus, labels: &[Label]) {
     gauge!(names::TABLE_LAG_SECONDS, labels.to_vec()).set(table.lag_seconds);
     gauge!(names::TABLE_ROWS, labels.to_vec()).set(table.rows as f64);
+    counter!(names::SNAPSHOT_ROWS_TOTAL, labels.to_vec()).absolute(table.rows_copied);
     let operations = [
         ("insert", table.inserts),
         ("update", table.updates),

@@ -18,6 +18,5 @@ mod screen;
 
 pub use client::{Client, ClientError};
 pub use error::Error;
-pub use gauges::install_recorder;
 pub use screen::{Screen, duration_words};
 pub use server::{Options, bind, serve};

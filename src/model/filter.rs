@@ -29,6 +29,12 @@ enum Piece {
 pub struct InvalidPattern(pub String);
 
 impl TableFilter {
+    /// Every table that is not the server's own.
+    pub fn everything() -> Self {
+        let any = || vec![Piece::Any];
+        Self { include: vec![TablePattern { schema: any(), table: any() }], exclude: Vec::new() }
+    }
+
     pub fn matches(&self, table: &TableName) -> bool {
         let any = |patterns: &[TablePattern]| patterns.iter().any(|pattern| pattern.matches(table));
         any(&self.include) && !any(&self.exclude)

@@ -1,5 +1,9 @@
 //! Every metric name once. Labels: `migration`, `table`, `sink`, `stage`.
 
+use std::sync::OnceLock;
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
 pub const LAG_BYTES: &str = "changeover_lag_bytes";
 /// 0 when idle and caught up, growing when stuck.
 pub const LAG_SECONDS: &str = "changeover_lag_seconds";
@@ -28,8 +32,24 @@ pub const LABEL_SINK: &str = "sink";
 pub const LABEL_STAGE: &str = "stage";
 pub const LABEL_OP: &str = "op";
 
+/// Starts collecting. One recorder a process, whoever asks first: several daemons of one process (tests, the demo)
+/// share it and tell themselves apart by the label `migration`.
+pub fn install_recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    let install = || {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::warn!("another recorder of metrics is in place: /metrics stays empty");
+        }
+        describe_all();
+        handle
+    };
+    RECORDER.get_or_init(install).clone()
+}
+
 /// Tells the recorder what each metric means, for the `# HELP` lines.
-pub fn describe_all() {
+fn describe_all() {
     use metrics::{Unit, describe_counter, describe_gauge};
 
     describe_gauge!(LAG_BYTES, Unit::Bytes, "Bytes of the source's log that are not applied; by sink with label sink");
