@@ -45,7 +45,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "cutover",
         ],
     ),
-    ("preflight", &["model", "schema", "telemetry", "wire", "source"]),
+    // What it checks is a configuration against two servers.
+    ("preflight", &["model", "schema", "telemetry", "wire", "source", "config"]),
     // The only reader of files and environment; it fills each room's `Options`.
     (
         "config",
