@@ -41,6 +41,8 @@ pub enum Error {
     Dump(#[source] Malformed),
     #[error("lock {table}, which {blocker} holds")]
     Locked { table: String, blocker: String },
+    #[error("finish the schema: it was stopped")]
+    Stopped,
     #[error("lead the migration {migration}: {holder} does already")]
     Led { migration: MigrationName, holder: String },
     #[error("find the migration {migration} in the target's schema changeover")]
@@ -65,7 +67,7 @@ impl Error {
         match self {
             Self::Connect(source) => source.disposition(),
             Self::Query { source, .. } => of_query(source),
-            Self::Locked { .. } => Disposition::Retry,
+            Self::Locked { .. } | Self::Stopped => Disposition::Retry,
             Self::UnknownCatalogValue { .. } => halt("use a version of changeover that knows this server's version"),
             Self::PgDumpMissing { at_least_major, newest } => halt(format!(
                 "install postgresql-client-{at_least_major} or newer (the newest found is {}), or name a pg_dump with \
@@ -93,15 +95,11 @@ fn halt(hint: impl Into<String>) -> Disposition {
     Disposition::Halt { hint: hint.into() }
 }
 
-/// A connection that is gone, a conflict or a server that starts or stops goes away by itself; a statement that was
-/// refused does not (Appendix A, "PostgreSQL Error Codes").
+/// What the server ran out of in a transaction that makes thousands of tables does not come back by itself.
 pub(crate) fn of_query(error: &tokio_postgres::Error) -> Disposition {
-    const PASSING: [&str; 6] = ["08", "40", "55P03", "57P", "53300", "25P03"];
-    let Some(code) = error.code().map(tokio_postgres::error::SqlState::code) else { return Disposition::Retry };
-    match code {
-        passing if PASSING.iter().any(|class| passing.starts_with(class)) => Disposition::Retry,
-        "42501" => halt("grant the privilege that the server asks for, then `run` again"),
-        "53200" => halt("raise max_locks_per_transaction on that server and restart it, then `run` again"),
-        _ => halt("see to what the server says, then `run` again"),
+    let is = |state: &str| error.code().is_some_and(|code| code.code() == state);
+    if is("53200") {
+        return halt("raise max_locks_per_transaction on that server and restart it, then `run` again");
     }
+    wire::disposition_of(error)
 }

@@ -12,6 +12,7 @@ mod catalog;
 mod read;
 mod compare;
 mod dump;
+mod locks;
 mod copy;
 mod sequences;
 mod state;

@@ -2,39 +2,20 @@
 
 mod options;
 mod steps;
+mod worker;
+mod side_by_side;
+mod selection;
+mod roles;
+mod role_sql;
+mod settings;
+mod pre_data;
+mod indexes;
+mod post_data;
+mod large_objects;
 
+pub use indexes::copy_indexes;
+pub use large_objects::copy_large_objects;
 pub use options::CopyOptions;
+pub use post_data::copy_post_data;
+pub use pre_data::copy_pre_data;
 pub use steps::{Steps, StepsRead};
-
-use super::{Catalog, Error};
-use tokio_util::sync::CancellationToken;
-
-/// Roles that the target lacks, then everything rows need, in one transaction. Done already: without effect.
-pub async fn copy_pre_data(_options: &CopyOptions, _catalog: &Catalog) -> Result<(), Error> {
-    unimplemented!()
-}
-
-/// Keys and indexes of the migration's tables, in parallel across tables.
-pub async fn copy_indexes(
-    _options: &CopyOptions,
-    _catalog: &Catalog,
-    _steps: &Steps,
-    _stop: CancellationToken,
-) -> Result<(), Error> {
-    unimplemented!()
-}
-
-/// Foreign keys, triggers, rules, publications and the rest, then ANALYZE. The stream may be applied meanwhile.
-pub async fn copy_post_data(
-    _options: &CopyOptions,
-    _catalog: &Catalog,
-    _steps: &Steps,
-    _stop: CancellationToken,
-) -> Result<(), Error> {
-    unimplemented!()
-}
-
-/// Large objects with their content. Returns how many were copied.
-pub async fn copy_large_objects(_options: &CopyOptions, _stop: CancellationToken) -> Result<u64, Error> {
-    unimplemented!()
-}

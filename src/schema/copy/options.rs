@@ -1,7 +1,7 @@
 //! What the caller decides about the copy of a schema.
 
-use super::super::PgDump;
 use crate::model::MigrationName;
+use crate::schema::PgDump;
 use crate::wire::Endpoint;
 
 #[derive(Clone, Debug)]

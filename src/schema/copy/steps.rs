@@ -23,8 +23,9 @@ impl Steps {
         self.lock().clone()
     }
 
-    pub(super) fn expect(&self, total: usize) {
-        *self.lock() = StepsRead { total: total as u64, ..StepsRead::default() };
+    /// Called once it is known what there is to do.
+    pub(super) fn expect(&self, total: usize, done: usize) {
+        *self.lock() = StepsRead { total: total as u64, done: done as u64, running: BTreeSet::new() };
     }
 
     pub(super) fn begin(&self, title: &str) {
@@ -35,6 +36,10 @@ impl Steps {
         let mut inner = self.lock();
         inner.running.remove(title);
         inner.done += 1;
+    }
+
+    pub(super) fn give_up(&self, title: &str) {
+        self.lock().running.remove(title);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, StepsRead> {

@@ -132,6 +132,13 @@ impl Entry {
         (tokens.get(at + 1)?.text == ".").then(|| TableName::new(schema, name))
     }
 
+    /// The constraint that the first statement adds.
+    pub(crate) fn added_constraint(&self) -> Option<String> {
+        let tokens = self.tokens(0);
+        let at = tokens.windows(2).position(|pair| pair[0].is_word("add") && pair[1].is_word("constraint"))?;
+        tokens.get(at + 2)?.identifier()
+    }
+
     /// Whether the first statement holds these words in a row, outside quotes and comments.
     pub(crate) fn says(&self, words: &[&str]) -> bool {
         self.tokens(0)

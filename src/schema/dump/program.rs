@@ -70,9 +70,7 @@ fn candidates() -> Vec<PathBuf> {
     let on_path = std::env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = std::env::split_paths(&on_path).collect();
     directories.extend(versions_below(Path::new("/usr/lib/postgresql")));
-    if let Some(tools) = tools_directory() {
-        directories.extend(versions_below(&tools.join("pg_dump")));
-    }
+    directories.extend(tools_directories().iter().flat_map(|tools| versions_below(&tools.join("pg_dump"))));
     directories.into_iter().map(|directory| directory.join("pg_dump")).filter(|path| path.is_file()).collect()
 }
 
@@ -82,10 +80,13 @@ fn versions_below(root: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path().join("bin")).collect()
 }
 
-/// Where the set-up script puts what the distribution lacks.
-fn tools_directory() -> Option<PathBuf> {
-    let named = std::env::var_os("CHANGEOVER_TOOLS").map(PathBuf::from);
-    named.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/changeover")))
+/// Where the set-up script puts what the distribution lacks: what it is told, else by who ran it.
+fn tools_directories() -> Vec<PathBuf> {
+    if let Some(named) = std::env::var_os("CHANGEOVER_TOOLS") {
+        return vec![named.into()];
+    }
+    let own = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/changeover"));
+    own.into_iter().chain([PathBuf::from("/var/cache/changeover")]).collect()
 }
 
 /// `None` when it does not run or does not say its version.

@@ -1,0 +1,101 @@
+//! Everything that rows need to be there: one transaction, so that a crash leaves all of it or nothing.
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::worker::{Step, Worker};
+use super::{CopyOptions, roles, selection, settings};
+use crate::schema::dump::{Dump, Entry, Section};
+use crate::schema::{Catalog, Error};
+use crate::wire::{self, Session};
+
+const TITLE: &str = "pre-data";
+
+/// Roles and settings that the target lacks, then everything of the source's schema that rows need. Without effect when it
+/// is recorded as done.
+pub async fn copy_pre_data(options: &CopyOptions, catalog: &Catalog) -> Result<(), Error> {
+    // Recorded by its name alone: the statements are read from the source only when they are needed.
+    let stop = CancellationToken::new();
+    let target = Worker::open(options, &[], &stop).await?;
+    if is_done(&target.session, options).await? {
+        return Ok(());
+    }
+    let source = wire::connect(&options.source, "schema").await.map_err(Error::Connect)?;
+    warn_about_subscriptions(&source).await?;
+    roles::copy_missing(&source, &target.session).await?;
+    settings::copy_missing(&source, &target.session).await?;
+    let dump = read_section(options, catalog, Section::PreData, &source, &target.session).await?;
+    let entry_count = dump.entries.len();
+    let worker = Worker::open(options, &dump.preamble, &stop).await?;
+    run_as_one(&worker.session, options, &dump.entries).await?;
+    info!(entry_count, "schema copied");
+    Ok(())
+}
+
+/// Dumps a section of what belongs to the migration and takes it apart.
+pub(super) async fn read_section(
+    options: &CopyOptions,
+    catalog: &Catalog,
+    section: Section,
+    source: &Session,
+    target: &Session,
+) -> Result<Dump, Error> {
+    let excluded = selection::excluded(source, catalog).await?;
+    let keep_tablespaces = selection::target_has_tablespaces(source, target).await?;
+    let text = options.pg_dump.section(&options.source, section, &excluded, keep_tablespaces).await?;
+    Dump::parse(&text).map_err(Error::Dump)
+}
+
+async fn is_done(target: &Session, options: &CopyOptions) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM changeover.step WHERE migration = $1 AND step = $2)";
+    let row = target.query_one(sql, &[&options.migration.as_str(), &TITLE]).await;
+    Ok(row.map_err(Error::query("read what is done of the schema"))?.get(0))
+}
+
+async fn warn_about_subscriptions(source: &Session) -> Result<(), Error> {
+    let sql = "SELECT count(*) FROM pg_catalog.pg_subscription
+               WHERE subdbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())";
+    let row = source.query_one(sql, &[]).await.map_err(Error::query("count the subscriptions"))?;
+    let count: i64 = row.get(0);
+    if count > 0 {
+        warn!(count, "subscriptions of the source are not copied: two subscribers of one slot would lose changes");
+    }
+    Ok(())
+}
+
+/// Entry by entry, so that an error can name the one that failed.
+async fn run_as_one(target: &Session, options: &CopyOptions, entries: &[Entry]) -> Result<(), Error> {
+    target.batch_execute("BEGIN").await.map_err(Error::query("begin the schema"))?;
+    for entry in entries {
+        let outcome = run_entry(target, entry).await;
+        if let Err(error) = outcome {
+            // The first error is the one to tell; a connection that is gone has rolled back by itself.
+            drop(target.batch_execute("ROLLBACK").await);
+            return Err(error);
+        }
+    }
+    let sql = "INSERT INTO changeover.step (migration, step) VALUES ($1, $2)";
+    let recording = target.execute(sql, &[&options.migration.as_str(), &TITLE]).await;
+    recording.map_err(Error::query("record the schema"))?;
+    target.batch_execute("COMMIT").await.map_err(Error::query("commit the schema"))
+}
+
+async fn run_entry(target: &Session, entry: &Entry) -> Result<(), Error> {
+    let mut step = Step::of(entry);
+    if entry.kind == "SCHEMA" {
+        // Made beforehand by the target's administrator: as good as ours.
+        for statement in &mut step.statements {
+            *statement = statement.replacen("CREATE SCHEMA ", "CREATE SCHEMA IF NOT EXISTS ", 1);
+        }
+    }
+    let doing = || Error::query(format!("make {}", step.title));
+    if !step.optional {
+        return target.batch_execute(&step.sql()).await.map_err(doing());
+    }
+    target.batch_execute("SAVEPOINT entry").await.map_err(doing())?;
+    if let Err(error) = target.batch_execute(&step.sql()).await {
+        warn!(step = step.title, %error, "left out");
+        target.batch_execute("ROLLBACK TO entry").await.map_err(doing())?;
+    }
+    Ok(())
+}
