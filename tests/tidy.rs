@@ -70,8 +70,8 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("control", &["model", "telemetry", "pipeline", "cutover", "progress", "verify", "config"]),
-    // Throw-away servers, a load, and the daemon driven from outside: it knows no room of the flow.
-    ("demo", &["model", "telemetry", "wire"]),
+    // Throw-away servers, a load, and the daemon driven from outside, over HTTP: it knows no room of the flow.
+    ("demo", &["model", "telemetry", "wire", "control", "pipeline"]),
     (
         "cli",
         &[

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::control::ClientError;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("find the program {program}: install it with `docker/setup.sh --for {purpose}`")]
@@ -34,9 +36,44 @@ pub enum Error {
     NotStarted { server: &'static str, log: String },
     #[error("find a free port on 127.0.0.1")]
     NoPort,
+    #[error("{what}")]
+    Sql {
+        what: &'static str,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error("{what}: the server answered with something else than numbers")]
+    Unreadable { what: &'static str },
+    /// The daemon's last words.
+    #[error("go on without the daemon, which ended: {log}")]
+    DaemonEnded { log: String },
+    #[error("{what}")]
+    Asked {
+        what: &'static str,
+        #[source]
+        source: ClientError,
+    },
+    #[error("go on while {part} stands still: {error}")]
+    Halted { part: String, error: String },
+    #[error("wait for {what}: not there after {seconds} s")]
+    TooLate { what: &'static str, seconds: u64 },
+    #[error("cut over: {reason}")]
+    NotCutOver { reason: String },
+    #[error("understand what the daemon answered")]
+    Answer(#[source] serde_json::Error),
+    #[error("read the stream back from Kafka")]
+    Kafka(#[source] rdkafka::error::KafkaError),
+    #[error("read the stream back from Kafka: {0}")]
+    Stream(&'static str),
+    #[error("finish: interrupted")]
+    Interrupted,
 }
 
 impl Error {
+    pub(super) fn sql(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        move |source| Self::Sql { what, source }
+    }
+
     pub(super) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { action, path, source }
