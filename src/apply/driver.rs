@@ -1,10 +1,408 @@
-//! Waits and performs.
+//! Waits and performs: one loop over what arrives, what is asked, and what the target answers.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use crate::link::Parcel;
+use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, RowCounts, Transaction};
+use crate::wire::{self, ServerError, Session};
+
+use super::careful::{self, Step};
+use super::catalog::Shapes;
 use super::error::Error;
+use super::fold::Layer;
+use super::group::{Extent, Group};
+use super::machine::{Effect, Input, Recent, State};
 use super::options::{Options, Ports};
+use super::position;
+use super::queue::{Arrived, Next, Queue};
+use super::report;
+use super::session::{Outcome, Sent, Target};
+use super::table::Table;
 
-/// Applies the stream until the input ends or `stop` is cancelled. An error with [`crate::model::Disposition::Retry`]
-/// means: run again from [`super::read_position`], with input from there on.
-pub async fn run(_options: Options, _ports: Ports) -> Result<(), Error> {
-    unimplemented!()
+/// How often the position is written when only it has moved. A restart reads the source again from the position, so
+/// this bounds what an idle target keeps from being confirmed, and an idle daemon costs one small commit in it.
+const POSITION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What has to wait when a group is done for us to be behind: then the next one may wait for company. At a thousand
+/// small transactions a second a commit's worth of waiting is a tenth of this.
+const BEHIND_BYTES: usize = 64 << 10;
+
+/// Unique and exclusion violations, and rows that were not found: what an order of sets may cause by itself.
+const ORDER_MATTERS: [&str; 3] = ["23505", "23P01", careful::WRONG_COUNT];
+
+/// Applies the stream until the input ends or `stop` is cancelled. An error with [`Disposition::Retry`] means: run
+/// again, with input from [`super::read_position`] on.
+pub async fn run(options: Options, ports: Ports) -> Result<(), Error> {
+    let catalog = wire::connect(&options.endpoint, "apply catalog").await.map_err(Error::Connect)?;
+    let position = position::adopt_position(&catalog, &options.migration, options.epoch, options.start).await?;
+    let target = Target::open(&options.endpoint, &options.migration, options.epoch).await?;
+    let start = position.max(options.start);
+    report::start(start, &ports.settled);
+    info!(position = start.map(tracing::field::display), "applying");
+    Driver::new(options, ports, catalog, target, start).run().await
+}
+
+struct Driver {
+    ports: Ports,
+    catalog: Session,
+    target: Target,
+    shapes: Shapes,
+    group_bytes: usize,
+    group_delay: Duration,
+    held_bytes: usize,
+    /// Where we stood when we came: what ends here or before is not applied again.
+    start: Option<Lsn>,
+
+    state: State,
+    hold_reply: Option<oneshot::Sender<Lsn>>,
+    align_reply: Option<oneshot::Sender<Result<Aligned, Misaligned>>>,
+    recent: Recent,
+
+    queue: Queue,
+    group: Group,
+    flight: Option<Flight>,
+    /// A source transaction came in parts and its target transaction is open. What its pieces did so far.
+    open: Option<Vec<(Arc<Table>, RowCounts)>>,
+    /// Tables whose sets failed for their order: no longer folded.
+    ordered: HashSet<u32>,
+    /// End of the last transaction that was applied.
+    applied: Option<Lsn>,
+    /// Everything up to here was taken from the queue.
+    reached: Option<Lsn>,
+    committed: Instant,
+    /// Until when the group may wait for company.
+    gather_until: Option<Instant>,
+
+    input_ended: bool,
+    commands_ended: bool,
+    stopping: bool,
+}
+
+/// A group that is being executed.
+struct Flight {
+    group: Group,
+    sent: Sent<Step>,
+}
+
+enum Event {
+    Stop,
+    Answered(Result<Outcome<Step>, Error>),
+    Asked(Option<Parcel<ApplyCommand>>),
+    Arrived(Option<Parcel<Arc<Batch>>>),
+    Due,
+}
+
+impl Driver {
+    fn new(options: Options, ports: Ports, catalog: Session, target: Target, start: Option<Lsn>) -> Self {
+        Self {
+            ports,
+            catalog,
+            target,
+            shapes: Shapes::new(options.filter, options.renames, options.handovers),
+            group_bytes: options.group_bytes,
+            group_delay: options.group_delay,
+            held_bytes: options.held_bytes,
+            start,
+            state: State::default(),
+            hold_reply: None,
+            align_reply: None,
+            recent: Recent::default(),
+            queue: Queue::default(),
+            group: Group::default(),
+            flight: None,
+            open: None,
+            ordered: HashSet::new(),
+            applied: start,
+            reached: None,
+            committed: Instant::now(),
+            gather_until: None,
+            input_ended: false,
+            commands_ended: false,
+            stopping: false,
+        }
+    }
+
+    async fn run(mut self) -> Result<(), Error> {
+        loop {
+            self.fill()?;
+            self.launch()?;
+            self.rest();
+            if self.is_done() {
+                return Ok(());
+            }
+            let event = self.next_event().await;
+            self.on_event(event).await?;
+        }
+    }
+
+    /// Waits and changes nothing but what it was told: each branch is cancel-safe.
+    async fn next_event(&mut self) -> Event {
+        let (takes_input, due) = (self.takes_input(), self.due());
+        let Ports { input, commands, stop, .. } = &mut self.ports;
+        let target = &mut self.target;
+        let flight = self.flight.as_mut();
+        let is_flying = flight.is_some();
+        let answered = async {
+            match flight {
+                Some(flight) => target.outcome(&mut flight.sent).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased; // to stop, then to make room, then to obey, and only then to take more in
+            () = stop.cancelled(), if !self.stopping => Event::Stop,
+            outcome = answered, if is_flying => Event::Answered(outcome),
+            command = commands.recv(), if !self.commands_ended => Event::Asked(command),
+            parcel = input.recv(), if takes_input => Event::Arrived(parcel),
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Event::Due,
+        }
+    }
+
+    async fn on_event(&mut self, event: Event) -> Result<(), Error> {
+        match event {
+            Event::Stop => self.stopping = true,
+            Event::Answered(outcome) => self.answered(outcome?).await?,
+            Event::Asked(Some(command)) => self.obey(command.item),
+            Event::Asked(None) => self.commands_ended = true,
+            Event::Arrived(Some(parcel)) => self.take_in(parcel).await?,
+            Event::Arrived(None) => self.input_ended = true,
+            Event::Due => {}
+        }
+        Ok(())
+    }
+
+    /// Takes in a batch and whatever else has arrived meanwhile, so that it becomes one group.
+    async fn take_in(&mut self, parcel: Parcel<Arc<Batch>>) -> Result<(), Error> {
+        let mut next = Some(parcel);
+        while let Some(parcel) = next {
+            let tables = self.shapes.resolve(&self.catalog, &parcel.item.relations, self.target.replica).await?;
+            let looks = matches!(self.state, State::Looking { .. });
+            self.queue.push(Arrived::new(parcel.item, tables));
+            if looks {
+                let newest: Vec<Next> = self.queue.newest().collect();
+                self.show(newest);
+            }
+            self.fill()?;
+            next = if self.takes_input() { self.ports.input.try_recv() } else { None };
+        }
+        Ok(())
+    }
+
+    fn takes_input(&self) -> bool {
+        let has_room = if self.state.flows() {
+            self.queue.is_empty() && self.group.size_bytes < self.group_bytes
+        } else {
+            self.queue.size_bytes() < self.held_bytes
+        };
+        has_room && !self.input_ended && !self.stopping
+    }
+
+    /// Moves what may be applied from the queue into the group.
+    fn fill(&mut self) -> Result<(), Error> {
+        while self.group.size_bytes < self.group_bytes {
+            match self.queue.peek() {
+                None => break,
+                Some(Next::Through(through)) => {
+                    self.queue.pop();
+                    self.reach(through);
+                }
+                Some(Next::Transaction(member)) => {
+                    let transaction = member.transaction();
+                    if self.holds(transaction) {
+                        self.queue.pop();
+                        continue;
+                    }
+                    let allowed = self.state.allows(transaction.end, transaction.part.begins());
+                    if !allowed || !self.group.accepts(transaction.part) {
+                        break;
+                    }
+                    self.queue.pop();
+                    self.group.add(member, &self.ordered)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the target has the transaction already.
+    fn holds(&self, transaction: &Transaction) -> bool {
+        Some(transaction.end) <= self.start
+    }
+
+    fn reach(&mut self, through: Lsn) {
+        self.reached = self.reached.max(Some(through));
+        let durable = self.ports.settled.borrow().through;
+        let in_parts = self.open.is_some() || self.group.extent != Extent::Whole;
+        if Some(through) > durable && !in_parts {
+            self.group.reach(through);
+        }
+    }
+
+    /// Sends the group when it is time.
+    fn launch(&mut self) -> Result<(), Error> {
+        if self.flight.is_some() || self.stopping || self.group.is_empty() || !self.is_due() {
+            return Ok(());
+        }
+        self.gather_until = None;
+        let group = std::mem::take(&mut self.group);
+        if let Some(touched) = &self.ports.touched {
+            report::touch(&group, touched.as_ref());
+        }
+        let sent = careful::send(&mut self.target, &group)?;
+        self.flight = Some(Flight { group, sent });
+        Ok(())
+    }
+
+    fn is_due(&self) -> bool {
+        let full = self.group.size_bytes >= self.group_bytes || !self.queue.is_empty();
+        self.input_ended || full || self.state.hurries() || self.group_due().is_none_or(|due| due <= Instant::now())
+    }
+
+    /// When the group is to be sent at the latest; `None` for at once.
+    fn group_due(&self) -> Option<Instant> {
+        if self.group.urgent {
+            None
+        } else if self.group.has_work() {
+            self.gather_until
+        } else {
+            Some(self.committed + POSITION_INTERVAL)
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        if self.flight.is_some() || self.group.is_empty() { None } else { self.group_due() }
+    }
+
+    /// Tells the machine when nothing is left to do.
+    fn rest(&mut self) {
+        if self.flight.is_none() && self.group.is_empty() && self.open.is_none() && self.state.hurries() {
+            let applied = self.applied;
+            self.turn(Input::Quiet { applied });
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let drained = self.group.is_empty() && (self.queue.is_empty() || !self.state.flows());
+        self.flight.is_none() && (self.stopping || (self.input_ended && drained))
+    }
+
+    async fn answered(&mut self, outcome: Outcome<Step>) -> Result<(), Error> {
+        let Flight { group, .. } = self.flight.take().expect("only a flight is answered");
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Failed { label: Step::Layer(layer), error } if error.disposition() != Disposition::Retry => {
+                self.mistrust(&group, layer, &error);
+                careful::apply(&mut self.target, &group).await?;
+            }
+            Outcome::Failed { label, error } => return Err(careful::refused(&self.target, label, error)),
+        }
+        self.done(group);
+        let waiting = self.group.size_bytes + self.queue.size_bytes();
+        self.gather_until = (waiting >= BEHIND_BYTES).then(|| Instant::now() + self.group_delay);
+        Ok(())
+    }
+
+    /// A set was refused. Where its order may be why, the table keeps the source's order from now on.
+    fn mistrust(&mut self, group: &Group, layer: usize, error: &ServerError) {
+        let table = match &group.layers.list()[layer] {
+            Layer::Net { table, .. } | Layer::Run { table, .. } => table,
+            Layer::Truncate(_) => return,
+        };
+        warn!(table = %table.relation.name, sqlstate = error.sqlstate(), "set refused: applying its group row by row");
+        if ORDER_MATTERS.contains(&error.sqlstate()) {
+            self.ordered.insert(table.id);
+        }
+    }
+
+    /// The target has executed the group, and committed it unless it is a piece with more to come.
+    fn done(&mut self, mut group: Group) {
+        let mut counts = self.open.take().unwrap_or_default();
+        counts.append(&mut group.counts);
+        if matches!(group.extent, Extent::Piece { last: false, .. }) {
+            self.open = Some(counts);
+            return;
+        }
+        group.counts = counts;
+        for member in &group.members {
+            let transaction = member.transaction();
+            self.recent.add(transaction.xid);
+            self.applied = Some(transaction.end);
+        }
+        self.committed = Instant::now();
+        report::tally(&group, &self.ports.tally);
+        report::settle(&group, report::rows_of(&group), &self.ports.settled, &self.ports.latency);
+    }
+
+    fn obey(&mut self, command: ApplyCommand) {
+        match command {
+            ApplyCommand::Hold { reply } => {
+                self.hold_reply = Some(reply);
+                self.turn(Input::Hold);
+            }
+            ApplyCommand::AdvanceTo { snapshot, until, reply } => {
+                self.align_reply = Some(reply);
+                let passed = self.recent.has_hidden_from(&snapshot);
+                self.turn(Input::Advance { snapshot, until, passed });
+            }
+            ApplyCommand::Release => {
+                self.hold_reply = None;
+                self.align_reply = None;
+                self.turn(Input::Release);
+            }
+        }
+    }
+
+    fn turn(&mut self, input: Input) {
+        let state = std::mem::take(&mut self.state);
+        let (next, effect) = state.on(input);
+        self.state = next;
+        match effect {
+            None => {}
+            Some(Effect::AnswerHold { applied }) => {
+                // Before anything was ever applied we stand at the beginning of the log.
+                let position = applied.or(Lsn::new(1)).expect("one is not zero");
+                answer(self.hold_reply.take(), position);
+            }
+            Some(Effect::AnswerAdvance(result)) => answer(self.align_reply.take(), result),
+            Some(Effect::ShowHeldBack) => {
+                let before = self.reached.map(Next::Through);
+                let waiting: Vec<Next> = before.into_iter().chain(self.queue.iter()).collect();
+                self.show(waiting);
+            }
+            Some(Effect::Refuse) => {
+                warn!("asked to advance while not held");
+                self.align_reply = None;
+            }
+        }
+    }
+
+    /// Shows the machine what is held back.
+    fn show(&mut self, waiting: Vec<Next>) {
+        for next in waiting {
+            match next {
+                Next::Through(through) => self.turn(Input::Through(through)),
+                Next::Transaction(member) if self.holds(member.transaction()) => {}
+                Next::Transaction(member) => {
+                    let Transaction { xid, end, .. } = *member.transaction();
+                    self.turn(Input::Transaction { xid, end });
+                }
+            }
+        }
+        if self.queue.size_bytes() >= self.held_bytes {
+            self.turn(Input::Full);
+        }
+    }
+}
+
+/// Whoever asked may have gone; then nobody wants to know.
+fn answer<T>(reply: Option<oneshot::Sender<T>>, value: T) {
+    if let Some(reply) = reply {
+        drop(reply.send(value));
+    }
 }

@@ -1,15 +1,13 @@
 //! What can go wrong at the target, and what is to be done about it.
 
 use crate::model::{Disposition, Lsn, TableName, Xid};
-use crate::wire;
+use crate::wire::{self, ServerError};
 
 /// `Display` names tables, columns, positions and SQLSTATEs, never row values.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("open a session on the target")]
     Connect(#[source] wire::Error),
-    #[error("read the target's catalog")]
-    Catalog(#[source] wire::Error),
     #[error("{what}")]
     Query {
         /// Verb and object: "read the position".
@@ -20,7 +18,7 @@ pub enum Error {
     /// The connection broke, or what came over it was not the protocol. Whether the group committed is told by the
     /// position.
     #[error("talk to the target")]
-    Talk(#[source] std::io::Error),
+    Talk(#[source] wire::Error),
     #[error("{what}")]
     Refused {
         what: &'static str,
@@ -66,42 +64,22 @@ pub enum Error {
     Superseded { migration: String, epoch: i64 },
 }
 
-/// An error the target sent, without what may hold row values.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message} (SQLSTATE {sqlstate})")]
-pub struct ServerError {
-    pub sqlstate: String,
-    /// The primary message where its class never quotes values, else the names it came with.
-    pub message: String,
-}
-
-impl ServerError {
-    /// Connection exceptions, rolled back by the server (serialization, deadlock), out of resources, operator
-    /// intervention (restart), system errors: "Appendix A. PostgreSQL Error Codes". 25006 is a standby that is about
-    /// to be promoted, 55006 an object (our replication origin) that a dying session still holds.
-    pub(super) fn is_passing(&self) -> bool {
-        ["08", "40", "53", "57", "58"].iter().any(|class| self.sqlstate.starts_with(class))
-            || ["25006", "55006", "55P03"].contains(&self.sqlstate.as_str())
-    }
-}
-
 impl Error {
     /// Retry: run again from [`super::read_position`]. Halt: an operator has to change something first.
     pub fn disposition(&self) -> Disposition {
         let halt = |hint: &str| Disposition::Halt { hint: hint.to_owned() };
         match self {
-            Self::Connect(source) | Self::Catalog(source) => source.disposition(),
-            Self::Talk(_) => Disposition::Retry,
-            Self::Query { source, .. } => match source.code() {
-                Some(code) if !is_passing_code(code.code()) => halt("look at the cause, then `changeover resume`"),
-                Some(_) | None => Disposition::Retry,
-            },
-            Self::Refused { source, .. } | Self::Row { source, .. } if source.is_passing() => Disposition::Retry,
-            Self::Refused { .. } => halt("look at the cause, then `changeover resume`"),
-            Self::Row { table, .. } => Disposition::Halt {
-                hint: format!(
-                    "make the target's table {table} accept the row (a constraint or a type differs from the source), then `changeover resume`"
-                ),
+            Self::Connect(source) | Self::Talk(source) => source.disposition(),
+            Self::Query { source, .. } => wire::disposition_of(source),
+            Self::Refused { source, .. } => source.disposition(),
+            Self::Row { source, table, .. } => match source.disposition() {
+                Disposition::Retry => Disposition::Retry,
+                Disposition::Halt { .. } => Disposition::Halt {
+                    hint: format!(
+                        "make the target's table {table} accept the row (a constraint or a type differs from the \
+                         source), then `changeover resume`"
+                    ),
+                },
             },
             Self::RowMissing { table, .. } => Disposition::Halt {
                 hint: format!(
@@ -121,31 +99,6 @@ impl Error {
             },
             Self::BinaryValue { .. } => halt("start the stream without the option binary"),
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
-        }
-    }
-}
-
-fn is_passing_code(code: &str) -> bool {
-    ServerError { sqlstate: code.to_owned(), message: String::new() }.is_passing()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(sqlstate: &str) -> Error {
-        let source = ServerError { sqlstate: sqlstate.to_owned(), message: String::new() };
-        let position = Lsn::new(1).unwrap();
-        Error::Row { table: TableName::new("public", "t"), xid: Xid(1), position, ordinal: 0, source }
-    }
-
-    #[test]
-    fn what_passes_by_itself_is_retried_and_the_rest_halts() {
-        for passing in ["40P01", "40001", "57P01", "08006", "53100", "55006"] {
-            assert_eq!(row(passing).disposition(), Disposition::Retry, "{passing}");
-        }
-        for lasting in ["23505", "23514", "42501", "22001"] {
-            assert!(matches!(row(lasting).disposition(), Disposition::Halt { .. }), "{lasting}");
         }
     }
 }

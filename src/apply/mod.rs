@@ -15,9 +15,26 @@
 mod options;
 mod error;
 mod position;
+
+mod table;
+mod facts;
+mod catalog;
+
+mod machine;
+mod queue;
+mod group;
+mod fold;
+mod net;
+mod key;
+mod sql;
+mod encode;
+
+mod session;
+mod careful;
+mod report;
 mod driver;
 
 pub use driver::run;
-pub use error::{Error, ServerError};
+pub use error::Error;
 pub use options::{Options, Ports};
 pub use position::{adopt_position, read_position};

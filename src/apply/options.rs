@@ -29,11 +29,12 @@ pub struct Options {
     /// How copied tables are handed over to the stream. A table that is not here takes every change.
     pub handovers: Vec<TableHandover>,
     /// Bytes of source changes in one target transaction. A larger source transaction is sent in pieces of this size
-    /// inside one target transaction.
+    /// inside one target transaction. Up to three times this is held: one group that executes and its messages, and the
+    /// next that is gathered meanwhile.
     pub group_bytes: usize,
     /// How long a group may wait to be filled while we are behind. When we are not, a transaction never waits.
     pub group_delay: Duration,
-    /// Bytes that may be held back while standing still.
+    /// Bytes that may be held back while standing still for verification or cutover.
     pub held_bytes: usize,
 }
 

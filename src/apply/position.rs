@@ -7,8 +7,11 @@ use super::error::Error;
 
 /// Moves the position and fails, by a division by zero, when the row is no longer ours: it stands first in each group,
 /// so that a daemon that was taken over fails before it writes a row, and it holds the row's lock until the commit.
-pub(super) const MOVE: &str = "WITH moved AS (UPDATE changeover.position SET commit_end = $1, committed_at = $2 \
+pub(super) const MOVE: &str = "WITH moved AS (UPDATE changeover.position SET commit_end = $1, committed_at = coalesce($2, committed_at) \
      WHERE migration = $3 AND lane = 0 AND epoch = $4 RETURNING 1) SELECT 1 / pg_catalog.count(*) FROM moved";
+
+/// 2000-01-01, which the binary form of timestamps counts from, in microseconds since 1970.
+pub(super) const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// The position of the target, `None` before the first adoption or when nothing has been applied yet.
 pub async fn read_position(session: &Session, migration: &MigrationName) -> Result<Option<Lsn>, Error> {

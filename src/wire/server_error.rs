@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use super::sqlstate;
+use crate::model::Disposition;
+
 /// What the server said. `Display` is severity, message and code; DETAIL and HINT have to be asked for, since DETAIL may
 /// hold row values.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +62,11 @@ impl ServerError {
             }
             _ => self.0.message.clone(),
         }
+    }
+
+    /// Whether trying again may help, or what the operator has to do.
+    pub fn disposition(&self) -> Disposition {
+        sqlstate::disposition(self.sqlstate())
     }
 
     /// May hold row values: not for logs, errors or metrics.

@@ -1,0 +1,289 @@
+//! Rows into frontend messages, from the bytes they arrived in. Pure ("Message Formats" in the documentation).
+//!
+//! Values are copied twice and nothing is allocated for one: into their column's buffer, which is reused, and from
+//! there into the message.
+
+use bytes::{BufMut, BytesMut};
+
+use crate::model::{Datum, Tuple};
+
+/// `pg_type.oid` of what our parameters are.
+pub(super) const TEXT: u32 = 25;
+pub(super) const TEXT_ARRAY: u32 = 1009;
+pub(super) const INT8: u32 = 20;
+pub(super) const PG_LSN: u32 = 3220;
+pub(super) const TIMESTAMPTZ: u32 = 1184;
+
+/// A value came in its type's binary form, which none of our statements takes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Binary;
+
+/// Arrays of text under construction, one a column.
+#[derive(Debug, Default)]
+pub(super) struct Columns {
+    columns: Vec<Elements>,
+    used: usize,
+    rows: i32,
+}
+
+#[derive(Debug, Default)]
+struct Elements {
+    bytes: Vec<u8>,
+    has_null: bool,
+}
+
+/// Memory kept for one column between groups. A group of large values gives the rest back.
+const KEPT_BYTES_MAX: usize = 1 << 20;
+
+impl Columns {
+    /// Starts over with `count` columns.
+    pub(super) fn start(&mut self, count: usize) {
+        if self.columns.len() < count {
+            self.columns.resize_with(count, Elements::default);
+        }
+        for column in &mut self.columns {
+            column.bytes.clear();
+            column.bytes.shrink_to(KEPT_BYTES_MAX);
+            column.has_null = false;
+        }
+        self.used = count;
+        self.rows = 0;
+    }
+
+    /// Adds the values of `tuple` at the columns that `wanted` says, from array `first` on. Returns the next array.
+    pub(super) fn add(
+        &mut self,
+        tuple: &Tuple,
+        first: usize,
+        mut wanted: impl FnMut(usize) -> bool,
+    ) -> Result<usize, Binary> {
+        let mut next = first;
+        for (at, datum) in tuple.iter().enumerate() {
+            if wanted(at) {
+                self.columns[next].push(datum)?;
+                next += 1;
+            }
+        }
+        Ok(next)
+    }
+
+    pub(super) fn end_row(&mut self) {
+        self.rows += 1;
+    }
+
+    /// Each column as a parameter: length, then the array's binary form (`array_recv`).
+    pub(super) fn write_arrays(&self, out: &mut BytesMut) {
+        for column in &self.columns[..self.used] {
+            put_length(out, |out| {
+                out.put_i32(1);
+                out.put_i32(i32::from(column.has_null));
+                out.put_u32(TEXT);
+                out.put_i32(self.rows);
+                out.put_i32(1);
+                out.put_slice(&column.bytes);
+            });
+        }
+    }
+
+    /// The only row's values as parameters of their own.
+    pub(super) fn write_values(&self, out: &mut BytesMut) {
+        debug_assert_eq!(self.rows, 1, "single values are for a single row");
+        for column in &self.columns[..self.used] {
+            out.put_slice(&column.bytes);
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.used
+    }
+}
+
+impl Elements {
+    fn push(&mut self, datum: Datum<'_>) -> Result<(), Binary> {
+        match datum {
+            Datum::Text(value) => {
+                self.bytes.put_u32(u32::try_from(value.len()).expect("PostgreSQL limits a value to 1 GB"));
+                self.bytes.extend_from_slice(value);
+            }
+            Datum::Null => {
+                self.bytes.put_i32(-1);
+                self.has_null = true;
+            }
+            Datum::Unchanged => unreachable!("a statement names only columns that have a value"),
+            Datum::Binary(_) => return Err(Binary),
+        }
+        Ok(())
+    }
+}
+
+/// A Parse message.
+pub(super) fn parse(out: &mut BytesMut, name: &str, sql: &str, types: &[u32]) {
+    message(out, b'P', |out| {
+        put_string(out, name);
+        put_string(out, sql);
+        out.put_u16(u16::try_from(types.len()).expect("a table has at most 1,600 columns"));
+        for oid in types {
+            out.put_u32(*oid);
+        }
+    });
+}
+
+/// Close of a prepared statement. What is not there is closed without complaint.
+pub(super) fn close(out: &mut BytesMut, name: &str) {
+    message(out, b'C', |out| {
+        out.put_u8(b'S');
+        put_string(out, name);
+    });
+}
+
+/// Bind of the unnamed portal with `count` binary parameters that `values` writes, then Execute.
+pub(super) fn bind_execute(out: &mut BytesMut, name: &str, count: usize, values: impl FnOnce(&mut BytesMut)) {
+    message(out, b'B', |out| {
+        out.put_u8(0);
+        put_string(out, name);
+        out.put_u16(1);
+        out.put_u16(1);
+        out.put_u16(u16::try_from(count).expect("two values a column at most, of at most 1,600 columns"));
+        values(out);
+        out.put_u16(0);
+    });
+    message(out, b'E', |out| {
+        out.put_u8(0);
+        out.put_i32(0);
+    });
+}
+
+pub(super) fn sync(out: &mut BytesMut) {
+    message(out, b'S', |_| {});
+}
+
+pub(super) fn put_int8(out: &mut BytesMut, value: i64) {
+    out.put_i32(8);
+    out.put_i64(value);
+}
+
+pub(super) fn put_text(out: &mut BytesMut, text: &str) {
+    put_length(out, |out| out.put_slice(text.as_bytes()));
+}
+
+pub(super) fn put_null(out: &mut BytesMut) {
+    out.put_i32(-1);
+}
+
+/// How much of the rows one CopyData message holds: large enough that its header is nothing.
+const COPY_MESSAGE_BYTES: usize = 64 << 10;
+
+/// CopyData messages with the rows in COPY's text format, then CopyDone ("File Formats" under COPY).
+pub(super) fn copy_rows<'a>(out: &mut BytesMut, rows: impl Iterator<Item = &'a Tuple>) -> Result<(), Binary> {
+    let mut rows = rows.peekable();
+    while rows.peek().is_some() {
+        let mut written = Ok(());
+        message(out, b'd', |out| {
+            let start = out.len();
+            while written.is_ok() && out.len() - start < COPY_MESSAGE_BYTES {
+                let Some(row) = rows.next() else { break };
+                written = copy_row(out, row);
+            }
+        });
+        written?;
+    }
+    message(out, b'c', |_| {});
+    Ok(())
+}
+
+fn copy_row(out: &mut BytesMut, row: &Tuple) -> Result<(), Binary> {
+    for (at, datum) in row.iter().enumerate() {
+        if at > 0 {
+            out.put_u8(b'\t');
+        }
+        match datum {
+            Datum::Null => out.put_slice(b"\\N"),
+            Datum::Text(value) => copy_value(out, value),
+            Datum::Unchanged => unreachable!("a new row has all its values"),
+            Datum::Binary(_) => return Err(Binary),
+        }
+    }
+    out.put_u8(b'\n');
+    Ok(())
+}
+
+/// A backslash before each backslash, and the three characters that end a column or a row by their letters.
+fn copy_value(out: &mut BytesMut, value: &[u8]) {
+    let mut rest = value;
+    while let Some(at) = rest.iter().position(|byte| matches!(byte, b'\\' | b'\n' | b'\r' | b'\t')) {
+        out.put_slice(&rest[..at]);
+        out.put_u8(b'\\');
+        out.put_u8(match rest[at] {
+            b'\n' => b'n',
+            b'\r' => b'r',
+            b'\t' => b't',
+            other => other,
+        });
+        rest = &rest[at + 1..];
+    }
+    out.put_slice(rest);
+}
+
+fn message(out: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
+    out.put_u8(tag);
+    let start = out.len();
+    out.put_i32(0);
+    body(out);
+    let length = i32::try_from(out.len() - start).expect("a group stays far below the protocol's 2 GB");
+    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Length, without itself, and body: how a parameter travels.
+fn put_length(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    out.put_i32(0);
+    body(out);
+    let length = i32::try_from(out.len() - start - 4).expect("PostgreSQL limits a value to 1 GB");
+    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Names and statements come from catalogs, where nothing holds a zero byte.
+fn put_string(out: &mut BytesMut, text: &str) {
+    debug_assert!(!text.as_bytes().contains(&0), "a zero byte would end the string");
+    out.put_slice(text.as_bytes());
+    out.put_u8(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::tests::tuple;
+    use super::*;
+
+    #[test]
+    fn a_column_becomes_a_binary_array_of_text() {
+        let mut columns = Columns::default();
+        columns.start(1);
+        for row in [["1", "ab"], ["2", "-"]] {
+            columns.add(&tuple(&row), 0, |at| at == 1).unwrap();
+            columns.end_row();
+        }
+        let mut out = BytesMut::new();
+        columns.write_arrays(&mut out);
+        let expected = [
+            &[0, 0, 0, 30][..],
+            &[0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 25, 0, 0, 0, 2, 0, 0, 0, 1],
+            &[0, 0, 0, 2, b'a', b'b', 255, 255, 255, 255],
+        ];
+        assert_eq!(out[..], expected.concat()[..]);
+    }
+
+    #[test]
+    fn copy_escapes_what_would_end_a_value() {
+        let mut out = BytesMut::new();
+        copy_row(&mut out, &tuple(&["a\tb\\\n\r", "-", "\\N", ""])).unwrap();
+        assert_eq!(out[..], b"a\\tb\\\\\\n\\r\t\\N\t\\\\N\t\n"[..]);
+    }
+
+    #[test]
+    fn messages_carry_their_length() {
+        let mut out = BytesMut::new();
+        sync(&mut out);
+        copy_rows(&mut out, [tuple(&["1"])].iter()).unwrap();
+        assert_eq!(out[..], b"S\0\0\0\x04d\0\0\0\x061\nc\0\0\0\x04"[..]);
+    }
+}

@@ -1,0 +1,174 @@
+//! A group: source transactions that become one target transaction, folded while they are collected. Pure.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::model::{Change, ChangeKind, Lsn, Part, RowCounts, Transaction, marker_prefix};
+
+use super::error::Error;
+use super::fold::{Layers, NoIdentity, Truncate};
+use super::queue::{Arrived, Member};
+use super::table::{RowChange, Table};
+
+/// Which source transactions a group holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Whole ones: one target transaction, begun and committed.
+    Whole,
+    /// A piece of one that came in parts: the target transaction stays open from the first piece to the last.
+    Piece { first: bool, last: bool },
+}
+
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) layers: Layers,
+    pub(super) members: Vec<Member>,
+    pub(super) extent: Extent,
+    pub(super) size_bytes: usize,
+    /// Everything up to here is in this group or before it.
+    pub(super) through: Option<Lsn>,
+    /// Commit times of the source transactions that end in here, microseconds since the Unix epoch.
+    pub(super) committed_at_us: Vec<i64>,
+    pub(super) counts: Vec<(Arc<Table>, RowCounts)>,
+    /// Somebody waits for the position: it carries one of our own messages.
+    pub(super) urgent: bool,
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Self {
+            layers: Layers::default(),
+            members: Vec::new(),
+            extent: Extent::Whole,
+            size_bytes: 0,
+            through: None,
+            committed_at_us: Vec::new(),
+            counts: Vec::new(),
+            urgent: false,
+        }
+    }
+}
+
+impl Group {
+    /// Holds nothing, not even a position.
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.through.is_none()
+    }
+
+    /// Has something that must not wait: rows, the first or last piece of a transaction, a message of ours.
+    pub(super) fn has_work(&self) -> bool {
+        !self.layers.is_empty() || self.extent != Extent::Whole || self.urgent
+    }
+
+    /// Whether this part of a transaction may join. Pieces and whole transactions keep apart, so that a transaction in
+    /// parts never delays those before it.
+    pub(super) fn accepts(&self, part: Part) -> bool {
+        match self.extent {
+            _ if self.members.is_empty() => true,
+            Extent::Whole => part == Part::Whole,
+            Extent::Piece { last, .. } => !last && !part.begins(),
+        }
+    }
+
+    /// Adds a transaction, or a part of one. `ordered`: tables (by id) whose changes are not to be folded.
+    pub(super) fn add(&mut self, member: Member, ordered: &HashSet<u32>) -> Result<(), Error> {
+        let transaction = member.transaction();
+        debug_assert!(self.accepts(transaction.part), "the caller asks first");
+        self.extend(transaction.part);
+        for (_, change) in changes(&member) {
+            self.urgent |= matches!(&change.kind, ChangeKind::Message { prefix, .. } if prefix == marker_prefix());
+            for table in tables_of(&member.arrived, change).filter(|table| table.takes(transaction)) {
+                self.count(table, &change.kind, transaction.committed_at_us);
+            }
+            add_change(&mut self.layers, &member.arrived, transaction, change, ordered)?;
+        }
+        self.size_bytes += transaction.size_bytes();
+        if transaction.part.ends() {
+            self.through = Some(transaction.end);
+            self.committed_at_us.push(transaction.committed_at_us);
+        }
+        self.members.push(member);
+        Ok(())
+    }
+
+    /// Everything up to `through` has been added.
+    pub(super) fn reach(&mut self, through: Lsn) {
+        self.through = self.through.max(Some(through));
+    }
+
+    fn extend(&mut self, part: Part) {
+        self.extent = match (self.extent, part) {
+            (Extent::Whole, Part::Whole) => Extent::Whole,
+            (Extent::Whole, _) => Extent::Piece { first: part == Part::First, last: part == Part::Last },
+            (Extent::Piece { first, .. }, _) => Extent::Piece { first, last: part.ends() },
+        };
+    }
+
+    fn count(&mut self, table: &Arc<Table>, kind: &ChangeKind, committed_at_us: i64) {
+        let known = self.counts.iter().position(|(known, _)| known.id == table.id);
+        let at = known.unwrap_or_else(|| {
+            self.counts.push((Arc::clone(table), RowCounts::default()));
+            self.counts.len() - 1
+        });
+        let counts = &mut self.counts[at].1;
+        counts.committed_at_us = committed_at_us;
+        match kind {
+            ChangeKind::Insert { .. } => counts.inserts += 1,
+            ChangeKind::Update { .. } => counts.updates += 1,
+            ChangeKind::Delete { .. } => counts.deletes += 1,
+            ChangeKind::Truncate { .. } => counts.truncates += 1,
+            ChangeKind::Message { .. } => {}
+        }
+    }
+}
+
+/// The changes that this migration applies, with their ordinals: of its tables, and not in the copy already. Messages
+/// are among them.
+pub(super) fn changes(member: &Member) -> impl Iterator<Item = (u64, &Change)> {
+    let transaction = member.transaction();
+    let ordinals = transaction.first_ordinal..;
+    let all = ordinals.zip(&transaction.changes);
+    all.filter(|(_, change)| {
+        matches!(change.kind, ChangeKind::Message { .. })
+            || tables_of(&member.arrived, change).any(|table| table.takes(transaction))
+    })
+}
+
+/// Adds one change to the layers, as it is to be applied.
+pub(super) fn add_change(
+    layers: &mut Layers,
+    arrived: &Arrived,
+    transaction: &Transaction,
+    change: &Change,
+    ordered: &HashSet<u32>,
+) -> Result<(), Error> {
+    let row = match &change.kind {
+        ChangeKind::Insert { new, .. } => RowChange::Insert { new: new.clone() },
+        ChangeKind::Update { old, new, .. } => RowChange::Update { old: old.clone(), new: new.clone() },
+        ChangeKind::Delete { old, .. } => RowChange::Delete { old: old.clone() },
+        ChangeKind::Truncate { cascade, restart_identity, .. } => {
+            let tables = tables_of(arrived, change).filter(|table| table.takes(transaction)).cloned().collect();
+            layers.truncate(Truncate { tables, cascade: *cascade, restart_identity: *restart_identity });
+            return Ok(());
+        }
+        ChangeKind::Message { .. } => return Ok(()),
+    };
+    for table in tables_of(arrived, change) {
+        let folding = !ordered.contains(&table.id);
+        let added = layers.row(table, row.clone(), folding);
+        added.map_err(|NoIdentity| Error::NoIdentity { table: table.relation.name.clone() })?;
+    }
+    Ok(())
+}
+
+/// The migration's tables that a change concerns: one, or those of a TRUNCATE.
+pub(super) fn tables_of<'a>(arrived: &'a Arrived, change: &'a Change) -> impl Iterator<Item = &'a Arc<Table>> {
+    let relations = match &change.kind {
+        ChangeKind::Insert { relation, .. }
+        | ChangeKind::Update { relation, .. }
+        | ChangeKind::Delete { relation, .. } => std::slice::from_ref(relation),
+        ChangeKind::Truncate { relations, .. } => relations.as_slice(),
+        ChangeKind::Message { .. } => &[],
+    };
+    relations.iter().filter_map(|relation| arrived.tables[*relation as usize].as_ref())
+}

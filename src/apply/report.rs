@@ -1,0 +1,100 @@
+//! What is told after a commit: the position, rows per table, how late each transaction was.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::model::{ChangeKind, Lsn, OldTuple, RowCounts, Settled, SinkName, Touched, Tuple};
+use crate::telemetry::{Latency, Tally, clock, metrics as names};
+
+use super::group::{self, Group};
+use super::key;
+use super::sql;
+use super::table::Table;
+
+/// The labels of one counter, by what was done.
+fn count(table: &Table, counts: RowCounts) {
+    let name = table.relation.name.to_string();
+    for (op, rows) in [
+        ("insert", counts.inserts),
+        ("update", counts.updates),
+        ("delete", counts.deletes),
+        ("truncate", counts.truncates),
+    ] {
+        if rows > 0 {
+            metrics::counter!(names::ROWS_TOTAL, names::LABEL_TABLE => name.clone(), names::LABEL_OP => op)
+                .increment(rows);
+        }
+    }
+}
+
+/// Counts what a group did to each table.
+pub(super) fn tally(group: &Group, tally: &Tally) {
+    for (table, counts) in &group.counts {
+        tally.add(&table.relation.name, *counts);
+        count(table, *counts);
+    }
+}
+
+/// Tells how far the target has come. `group` is durable.
+pub(super) fn settle(group: &Group, rows: u64, settled: &watch::Sender<Settled>, latency: &Latency) {
+    let now = clock::unix_us();
+    for committed_at_us in &group.committed_at_us {
+        // Clocks of two machines differ: what seems to come from the future took no time.
+        let late = u64::try_from(now - committed_at_us).unwrap_or(0);
+        latency.record(Duration::from_micros(late), 1);
+    }
+    let transactions = group.committed_at_us.len() as u64;
+    metrics::counter!(names::TRANSACTIONS_TOTAL, names::LABEL_SINK => SinkName::Target.as_str())
+        .increment(transactions);
+    settled.send_modify(|settled| {
+        settled.through = settled.through.max(group.through);
+        settled.committed_at_us = group.committed_at_us.last().copied().or(settled.committed_at_us);
+        settled.transactions_total += transactions;
+        settled.rows_total += rows;
+    });
+}
+
+/// Where the target stood when we came.
+pub(super) fn start(through: Option<Lsn>, settled: &watch::Sender<Settled>) {
+    settled.send_modify(|settled| settled.through = settled.through.max(through));
+}
+
+pub(super) fn rows_of(group: &Group) -> u64 {
+    group.counts.iter().map(|(_, counts)| counts.inserts + counts.updates + counts.deletes).sum()
+}
+
+/// Tells which rows the group is about to write.
+pub(super) fn touch(group: &Group, touched: &dyn Touched) {
+    for member in &group.members {
+        for (_, change) in group::changes(member) {
+            for table in group::tables_of(&member.arrived, change) {
+                touch_row(table, &change.kind, touched);
+            }
+        }
+    }
+}
+
+fn touch_row(table: &Table, kind: &ChangeKind, touched: &dyn Touched) {
+    let relation = &table.relation;
+    match kind {
+        ChangeKind::Insert { new, .. } => touched.row(relation, new),
+        ChangeKind::Update { old, new, .. } => {
+            if let Some(OldTuple { tuple, .. }) = old.as_ref().filter(|old| moves(table, &old.tuple, new)) {
+                touched.row(relation, tuple);
+            }
+            touched.row(relation, new);
+        }
+        ChangeKind::Delete { old, .. } => touched.row(relation, &old.tuple),
+        ChangeKind::Truncate { .. } => touched.table(relation),
+        ChangeKind::Message { .. } => {}
+    }
+}
+
+/// Without a key every column tells rows apart.
+fn moves(table: &Table, old: &Tuple, new: &Tuple) -> bool {
+    match sql::key_columns(table) {
+        [] => old != new,
+        key => !key::is_same(old, new, key),
+    }
+}

@@ -1,0 +1,95 @@
+//! One shape of a source table and how it is written to its target table.
+
+use std::sync::Arc;
+
+use crate::model::{OldKind, OldTuple, Relation, TableHandover, TableName, Transaction, Tuple};
+
+/// Made once for each shape (a relation at one position) and shared by everything that refers to it.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// Tells shapes apart in the cache of prepared statements.
+    pub(super) id: u32,
+    pub(super) relation: Arc<Relation>,
+    pub(super) target: TableName,
+    /// In the order of the stream's tuples.
+    pub(super) columns: Vec<TargetColumn>,
+    pub(super) key: RowKey,
+    /// Nothing fires and nothing is rewritten when it is written, so its changes may be folded, and may change places
+    /// with those of other tables.
+    pub(super) isolated: bool,
+    /// COPY FROM is refused under row security and passes rules by.
+    pub(super) copies: bool,
+    /// Its rows live in partitions: no ONLY.
+    pub(super) partitioned: bool,
+    pub(super) handover: Option<Arc<TableHandover>>,
+}
+
+#[derive(Debug)]
+pub(super) struct TargetColumn {
+    /// Quoted.
+    pub(super) name: String,
+    /// What follows a text expression to make it the column's base type by the type's own input function, without
+    /// length or precision: the assignment checks those, and refuses where a cast would cut.
+    pub(super) cast: String,
+    /// The equality operator, `OPERATOR(schema.=)`.
+    pub(super) equals: String,
+    /// Equality is a B-tree's, so an index can serve it.
+    pub(super) indexable: bool,
+    /// GENERATED ALWAYS AS IDENTITY: INSERT takes it with OVERRIDING SYSTEM VALUE, UPDATE never does.
+    pub(super) identity_always: bool,
+}
+
+/// How an old row is found on the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RowKey {
+    /// By these columns (indexes into the tuple), which are unique and not null.
+    Columns(Vec<usize>),
+    /// By all of them, one row an event: replica identity FULL and no key on the target.
+    WholeRow,
+    /// Not at all: only inserts can be applied.
+    Nothing,
+}
+
+/// A row change, freed of everything but its row.
+#[derive(Clone, Debug)]
+pub(super) enum RowChange {
+    Insert { new: Tuple },
+    Update { old: Option<OldTuple>, new: Tuple },
+    Delete { old: OldTuple },
+}
+
+impl Table {
+    /// The rule of [`TableHandover`]: what the copy has seen is not applied again.
+    pub(super) fn takes(&self, transaction: &Transaction) -> bool {
+        self.handover
+            .as_deref()
+            .is_none_or(|handover| transaction.end >= handover.until || !handover.snapshot.sees(transaction.xid))
+    }
+
+    /// Whether `old` holds the columns that rows are found by.
+    pub(super) fn finds_by(&self, old: &OldTuple) -> bool {
+        match (&self.key, old.kind) {
+            (RowKey::Columns(columns), OldKind::Key) => columns.iter().all(|at| self.relation.columns[*at].in_identity),
+            (RowKey::Columns(_) | RowKey::WholeRow, OldKind::Full) => true,
+            (RowKey::WholeRow, OldKind::Key) | (RowKey::Nothing, _) => false,
+        }
+    }
+
+    /// The key's column names, for errors.
+    pub(super) fn key_names(&self) -> String {
+        match &self.key {
+            RowKey::Columns(columns) => {
+                let names: Vec<&str> = columns.iter().map(|at| self.columns[*at].name.as_str()).collect();
+                format!("key ({})", names.join(", "))
+            }
+            RowKey::WholeRow => "values of all columns".to_owned(),
+            RowKey::Nothing => "missing key".to_owned(),
+        }
+    }
+
+    /// The table as UPDATE and DELETE name it. ONLY, because an heir's rows are in the stream under its own name.
+    pub(super) fn own_rows(&self) -> String {
+        let only = if self.partitioned { "" } else { "ONLY " };
+        format!("{only}{}", self.target.quoted())
+    }
+}
