@@ -2,6 +2,7 @@
 //! alignment is needed. Few round trips, all prepared beforehand.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -46,6 +47,17 @@ impl Fenced {
         Ok(Self { tables: Arc::clone(tables), sides: [Arc::new(source), Arc::new(target)] })
     }
 
+    /// What one round trip on these sessions takes, for the forecast.
+    pub async fn round_trip(&self) -> Result<Duration, Error> {
+        let started = Instant::now();
+        let ask = |prepared: Arc<Prepared>| async move {
+            let failed = |source| Error::Query { side: prepared.side, what: "measure a round trip", source };
+            prepared.session.simple_query("SELECT 1").await.map(drop).map_err(failed)
+        };
+        tokio::try_join!(ask(Arc::clone(&self.sides[0])), ask(Arc::clone(&self.sides[1])))?;
+        Ok(started.elapsed())
+    }
+
     /// Compares what changed since the last aligned pass. `position` is the fence's: nothing may be written to either
     /// side any more, and the applier must have settled past it.
     pub async fn judge(&self, dirty: &DirtyKeys, position: Lsn) -> Result<Report, Error> {
@@ -63,7 +75,7 @@ impl Fenced {
             verdicts.push(verdict);
         }
         let compared = digests.iter().map(|[source, _]| source.row_count).sum();
-        Ok(Report::new(position, verdicts, compared, std::time::Duration::ZERO, started.elapsed()))
+        Ok(Report::new(position, verdicts, compared, Duration::ZERO, started.elapsed()))
     }
 
     /// All statements of both sides are sent at once and answered in one round trip each side.
