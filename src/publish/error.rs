@@ -68,8 +68,8 @@ pub enum Error {
     BinaryValue { table: TableName, column: String },
     #[error("publish {table}: a value of column {column} is not UTF-8")]
     NotUtf8 { table: TableName, column: String },
-    #[error("publish to {topic}: a record of {length_bytes} bytes is larger than the topic or the client allows")]
-    RecordTooLarge { topic: String, length_bytes: usize },
+    #[error("publish to {topic}: a record is larger than the topic or the client allows")]
+    RecordTooLarge { topic: String },
     #[error("publish to {topic}: the broker refuses the record")]
     RecordRefused {
         topic: String,

@@ -15,24 +15,28 @@
 mod options;
 mod error;
 mod topics;
-mod json;
-mod array;
+mod record;
+mod encoder;
+mod envelope;
+mod events;
+mod plan;
 mod value;
+mod array;
+mod json;
+mod mark;
+mod window;
+mod machine;
+mod driver;
+mod broker;
+mod admin;
+mod position;
+mod stored;
 #[cfg(test)]
 mod testing;
 
+pub use driver::{forget, resume_point, run};
+pub use encoder::{Emit, Encoder};
 pub use error::Error;
 pub use options::{Format, Options, Ports, UnknownFormat, WindowLimits};
+pub use record::{Header, Placement, Record};
 pub use topics::Topics;
-
-use crate::model::Position;
-
-/// How far Kafka holds the stream; `None` when it holds nothing of this migration.
-pub fn resume_point(_options: &Options) -> Result<Option<Position>, Error> {
-    unreachable!("lands with the driver")
-}
-
-/// Publishes until the input ends or it is told to stop.
-pub fn run(_options: Options, _ports: Ports) -> Result<(), Error> {
-    unreachable!("lands with the driver")
-}

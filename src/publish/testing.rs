@@ -62,6 +62,12 @@ pub(super) fn change(kind: ChangeKind) -> Change {
     Change { lsn: Lsn::new(0x1_0000), kind }
 }
 
+/// A row of the table that [`batch`] knows.
+pub(super) fn insert(id: u64) -> Change {
+    let id = id.to_string();
+    change(ChangeKind::Insert { relation: 0, new: tuple(&[text(&id), text("note")]) })
+}
+
 /// A transaction whose commit record ends at `end`.
 pub(super) fn transaction(end: u64, part: Part, first_ordinal: u64, changes: Vec<Change>) -> Transaction {
     Transaction {

@@ -58,6 +58,10 @@ impl Topics {
         Ok(topic)
     }
 
+    pub(super) fn knows(&self, table: &TableName) -> bool {
+        self.tables.contains_key(table)
+    }
+
     /// `<prefix>.transaction`: BEGIN and END.
     pub fn transaction(&self) -> &Arc<str> {
         &self.transaction

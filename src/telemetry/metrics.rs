@@ -24,6 +24,8 @@ pub const SPOOL_BYTES: &str = "changeover_spool_bytes";
 pub const ERRORS_TOTAL: &str = "changeover_errors_total";
 pub const CUTOVER_READY: &str = "changeover_cutover_ready";
 pub const CUTOVER_PAUSE_SECONDS: &str = "changeover_cutover_pause_seconds";
+/// Values that the stream did not carry (unchanged TOAST) and that Kafka's readers got a placeholder for.
+pub const UNAVAILABLE_VALUES_TOTAL: &str = "changeover_unavailable_values_total";
 pub const BUILD_INFO: &str = "changeover_build_info";
 
 pub const LABEL_MIGRATION: &str = "migration";

@@ -1,0 +1,90 @@
+//! The topics: made when missing, and the position topic held to what a position needs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::runtime::Runtime;
+use tracing::info;
+
+use super::broker::consumer_config;
+use super::{Error, Options};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What keeps the position topic short: one live record a migration, the rest compacted within minutes.
+const POSITION_SETTINGS: [(&str, &str); 4] = [
+    ("cleanup.policy", "compact"),
+    ("segment.ms", "600000"),
+    ("segment.bytes", "16777216"),
+    ("min.cleanable.dirty.ratio", "0.1"),
+];
+
+/// Makes topics. Its futures need no I/O of ours, only a thread that waits for them.
+pub(super) struct Admin<'a> {
+    client: AdminClient<DefaultClientContext>,
+    options: &'a Options,
+    runtime: &'a Runtime,
+}
+
+impl<'a> Admin<'a> {
+    pub(super) fn new(options: &'a Options, runtime: &'a Runtime) -> Result<Self, Error> {
+        let client = consumer_config(options)?.create().map_err(Error::Client)?;
+        Ok(Self { client, options, runtime })
+    }
+
+    /// Makes what is missing of `topics`; what is there stays as it is.
+    pub(super) fn create(&self, topics: &[Arc<str>]) -> Result<(), Error> {
+        let new: Vec<NewTopic<'_>> =
+            topics.iter().map(|topic| self.new_topic(topic, self.options.partition_count)).collect();
+        self.create_new(&new)
+    }
+
+    /// Makes the position topic, and refuses one whose records the broker would delete after a while.
+    pub(super) fn create_position(&self, topic: &str) -> Result<(), Error> {
+        let new = POSITION_SETTINGS.iter().fold(self.new_topic(topic, 1), |new, (name, value)| new.set(name, value));
+        self.create_new(&[new])?;
+        let wrong = |source| Error::Topic { topic: topic.to_owned(), source };
+        let this = ResourceSpecifier::Topic(topic);
+        let described = self.client.describe_configs([&this], &admin_options());
+        let resources = self.runtime.block_on(described).map_err(wrong)?;
+        for resource in resources {
+            let resource = resource.map_err(|code| wrong(KafkaError::AdminOp(code)))?;
+            let policy = resource.get("cleanup.policy").and_then(|entry| entry.value.clone()).unwrap_or_default();
+            if policy != "compact" {
+                return Err(Error::PositionNotCompacted { topic: topic.to_owned(), policy });
+            }
+        }
+        Ok(())
+    }
+
+    fn new_topic<'t>(&self, topic: &'t str, partition_count: u32) -> NewTopic<'t> {
+        let fixed = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        NewTopic::new(topic, fixed(partition_count), TopicReplication::Fixed(fixed(self.options.replication_factor)))
+    }
+
+    fn create_new(&self, topics: &[NewTopic<'_>]) -> Result<(), Error> {
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let all = || topics.iter().map(|topic| topic.name).collect::<Vec<_>>().join(", ");
+        let created = self.runtime.block_on(self.client.create_topics(topics, &admin_options()));
+        for result in created.map_err(|source| Error::CreateTopic { topic: all(), source })? {
+            match result {
+                Ok(topic) => info!(topic, "topic created"),
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => {
+                    return Err(Error::CreateTopic { topic, source: KafkaError::AdminOp(code) });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waiting for the leaders too, so that the first record finds one.
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT))
+}
