@@ -32,7 +32,11 @@ mod admin;
 mod position;
 mod stored;
 #[cfg(test)]
+mod published;
+#[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod walk;
 
 pub use driver::{forget, resume_point, run};
 pub use encoder::{Emit, Encoder};
