@@ -35,6 +35,9 @@ struct Broker {
     position: Option<(Signature, Option<Mark>)>,
     open: Option<(Vec<Published>, Option<(Signature, Option<Mark>)>)>,
     settled: Option<Lsn>,
+    /// How often it committed inside a source transaction, and how often without an answer.
+    divided_count: u32,
+    unanswered_count: u32,
 }
 
 impl Broker {
@@ -43,6 +46,7 @@ impl Broker {
         if let (Effect::Commit, Some((Failure::Lost, true))) = (effect, fail) {
             // It obeys, but the answer is lost.
             self.commit();
+            self.unanswered_count += 1;
         }
         let may_fail = !matches!(effect, Effect::Settle(_) | Effect::Finish | Effect::Yield);
         if let Some((failure, _)) = fail.filter(|_| may_fail) {
@@ -95,7 +99,9 @@ impl Broker {
     fn commit(&mut self) {
         let (changes, position) = self.open.take().expect("something to commit");
         self.committed.extend(changes);
-        self.position = Some(position.expect("every Kafka transaction holds a position"));
+        let position = position.expect("every Kafka transaction holds a position");
+        self.divided_count += u32::from(position.1.is_some_and(|mark| mark.inside.is_some()));
+        self.position = Some(position);
     }
 
     fn settle(&mut self, settlement: Settlement) {
@@ -188,7 +194,7 @@ impl Run<'_> {
 }
 
 /// Publishes the whole stream with failures and crashes, and compares what was committed.
-fn walk(seed: u64) {
+fn walk(seed: u64) -> Broker {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut now = Instant::now();
     let batches = stream();
@@ -210,15 +216,17 @@ fn walk(seed: u64) {
         }
     }
     assert_eq!(broker.committed, every_change(&batches), "seed {seed}");
+    broker
 }
 
 #[test]
 fn whatever_fails_and_wherever_it_crashes_each_change_is_committed_once_and_in_order() {
-    for seed in 0..2_000 {
-        walk(seed);
-    }
+    let walks: Vec<Broker> = (0..2_000).map(walk).collect();
+    assert!(walks.iter().any(|broker| broker.divided_count > 0), "some transaction was divided");
+    assert!(walks.iter().any(|broker| broker.unanswered_count > 0), "some commit had no answer");
 }
 
+/// For the seed that the test above names.
 #[test]
 fn one_walk() {
     walk(0);
@@ -289,10 +297,10 @@ fn a_transaction_in_parts_is_kept_whole_up_to_its_bound() {
     assert_eq!(names(&machine.on(part(2, Part::Last, 2), now + limits().age_max)), ["produce", "seal", "flush"]);
 
     let mut machine = idle(now);
-    machine.on(part(1, Part::First, 10), now);
-    let effects = machine.on(part(2, Part::Middle, 10), now);
+    machine.on(part(1, Part::First, 15), now);
+    let effects = machine.on(part(2, Part::Middle, 15), now);
     assert_eq!(names(&effects), ["produce", "seal", "flush"], "larger than its bound");
-    let expected = Mark { position: Position { commit_end: lsn(50), ordinal: 20 }, inside: Some(lsn(900)) };
+    let expected = Mark { position: Position { commit_end: lsn(50), ordinal: 30 }, inside: Some(lsn(900)) };
     assert!(matches!(&effects[1], Effect::Seal { mark: Some(mark), .. } if *mark == expected), "{effects:?}");
 
     let mut machine = idle(now);
