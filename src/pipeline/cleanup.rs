@@ -3,9 +3,11 @@
 use serde::Serialize;
 use tracing::info;
 
+use super::cutover::recover;
 use super::error::Error;
 use super::status::Phase;
 use crate::config::Config;
+use crate::cutover::{self, Owner};
 use crate::schema::{self, Migration};
 use crate::source::{self, WhenActive};
 use crate::wire::{self, Session};
@@ -24,6 +26,10 @@ pub async fn abort(config: &Config) -> Result<Removed, Error> {
     let (source, target) = both(config).await?;
     let migration = lead_stored(config, &target).await?;
     if migration.as_ref().is_some_and(|it| it.phase == Phase::CutOver.as_str()) {
+        return Err(Error::AlreadyCutOver { migration: config.migration.to_string() });
+    }
+    // A cutover that a crash interrupted is taken back, or found committed, before anything that it rests on goes.
+    if migration.is_some() && recover(config).await? == Owner::Green {
         return Err(Error::AlreadyCutOver { migration: config.migration.to_string() });
     }
     let mut removed = remove(config, &source, &target, migration.as_ref()).await?;
@@ -78,6 +84,9 @@ async fn remove(
     } else {
         done.left.push(format!("publication {publication} on the source, which was there before"));
     }
+    cutover::remove_fence(source, &config.migration).await?;
+    cutover::remove_journal(source, &config.migration).await?;
+    done.removed.push("fence and journal on the source".to_owned());
     schema::drop_state(target, &config.migration).await?;
     done.removed.push("replication origin and state on the target".to_owned());
     let dir = &config.limits.spool_dir;

@@ -1,7 +1,7 @@
 //! Everything that can go wrong in a part, and what is to be done about it.
 
 use crate::model::{Disposition, Lsn, SourceIdentity};
-use crate::{apply, decode, publish, schema, snapshot, source, spool, verify, wire};
+use crate::{apply, cutover, decode, publish, schema, snapshot, source, spool, verify, wire};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -23,6 +23,8 @@ pub enum Error {
     Apply(#[from] apply::Error),
     #[error("publish to Kafka")]
     Publish(#[from] publish::Error),
+    #[error("cut over")]
+    Cutover(#[from] cutover::Error),
     #[error("verify")]
     Verify(#[from] verify::Error),
     #[error("{what}")]
@@ -80,6 +82,7 @@ impl Error {
             Self::Apply(error) => error.disposition(),
             Self::Publish(error) => error.disposition(),
             Self::Verify(error) => error.disposition(),
+            Self::Cutover(error) => error.disposition(),
             Self::State { source, .. } if source.as_db_error().is_none() => Disposition::Retry,
             Self::State { .. } => halt("look at the server's message; `changeover resume` tries again"),
             Self::OtherSource { .. } => halt(

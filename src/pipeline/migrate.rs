@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::board::Board;
+use super::cutover::recover;
 use super::error::Error;
 use super::flow::Flow;
 use super::machine::Input;
@@ -13,6 +14,7 @@ use super::sinks::TargetSink;
 use super::status::Phase;
 use super::supervise::Supervisor;
 use crate::config::{Config, SnapshotMode};
+use crate::cutover::Owner;
 use crate::model::{SinkName, TableHandover};
 use crate::schema::{self, CopyOptions};
 use crate::snapshot;
@@ -29,7 +31,7 @@ pub(super) struct Migrate {
 impl Migrate {
     /// Runs until the daemon stops: the target's sink is the last thing it starts, and outlives the phases.
     pub(super) async fn run(self, prepared: Prepared, target: TargetSink, cursor: Cursor) {
-        if self.bring_rows(&prepared).await.is_none() {
+        if self.bring_rows(&prepared).await.is_none() || self.settle_ownership(&prepared).await.is_none() {
             return;
         }
         let loading = || async { Ok(self.handovers().await?) };
@@ -48,6 +50,19 @@ impl Migrate {
             }
         };
         tokio::join!(target.run(cursor), finishing);
+    }
+
+    /// A cutover may have been interrupted by the crash before this start. `None` when the daemon stops.
+    async fn settle_ownership(&self, prepared: &Prepared) -> Option<()> {
+        let owner = self.supervisor.keep("cutover", || recover(&self.config)).await?;
+        match (owner, self.board.phase()) {
+            (Owner::Green, Phase::Streaming) => self.advance(prepared, Input::CutoverCommitted).await,
+            (Owner::Green, phase) => {
+                assert_eq!(phase, Phase::CutOver, "green owns the writes of a migration that never streamed");
+                Some(())
+            }
+            (Owner::Blue, _) => Some(()),
+        }
     }
 
     /// Everything before the stream may be applied. `None` when the daemon stops.

@@ -24,6 +24,7 @@ mod flow;
 mod commands;
 mod touched;
 mod requests;
+mod cutover;
 mod watchers;
 mod board;
 mod supervise;

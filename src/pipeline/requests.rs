@@ -81,7 +81,7 @@ impl Requests {
                 };
                 reply(answer, result);
             }
-            Request::Cutover(_, answer) => reply(answer, Err(Refused::now("no cutover yet", "later"))),
+            Request::Cutover(request, answer) => reply(answer, self.cut_over(request).await),
             Request::Pause(answer) => reply(answer, self.pause().await),
             Request::Resume(answer) => reply(answer, self.resume().await),
             Request::Stop(answer) => {
