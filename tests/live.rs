@@ -1,5 +1,7 @@
 //! What only PostgreSQL and Kafka can tell us: real servers, started by `support`, one module a situation.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
+
 #[path = "support/mod.rs"]
 mod support;
 
@@ -7,6 +9,8 @@ mod support;
 mod servers;
 #[path = "live/brokers.rs"]
 mod brokers;
+#[path = "live/demo.rs"]
+mod demo;
 
 #[path = "live/wire.rs"]
 mod wire;

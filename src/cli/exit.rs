@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::control::{self, ClientError};
 use crate::model::Disposition;
-use crate::{config, pipeline, preflight, telemetry};
+use crate::{config, demo, pipeline, preflight, telemetry};
 
 /// The exit codes are a contract with scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,12 @@ impl From<ClientError> for Failure {
 
 impl From<control::Error> for Failure {
     fn from(error: control::Error) -> Self {
+        Self::of(Exit::Failed, &error, error.disposition())
+    }
+}
+
+impl From<demo::Error> for Failure {
+    fn from(error: demo::Error) -> Self {
         Self::of(Exit::Failed, &error, error.disposition())
     }
 }

@@ -5,6 +5,7 @@ mod exit;
 mod options;
 mod report;
 
+mod demo;
 mod init;
 mod inspect;
 mod check;
@@ -45,6 +46,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Arguments),
     Init(init::Arguments),
     Inspect(inspect::Arguments),
     Check(check::Arguments),
@@ -62,6 +64,7 @@ enum Command {
 /// The whole program.
 pub fn main() -> ExitCode {
     let ended = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(arguments),
         Command::Init(arguments) => init::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Check(arguments) => check::run(arguments),

@@ -218,7 +218,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_loss_and_duplication_is_counted() {
-        let cases: [(&str, fn(&mut Held), u64, u64); 7] = [
+        type Damage = fn(&mut Held);
+        let cases: [(&str, Damage, u64, u64); 7] = [
             (
                 "a row of the log is missing",
                 |held| {

@@ -197,7 +197,8 @@ impl Daemon {
 
     fn log_tail(&self) -> String {
         let log = fs::read_to_string(self.workspace.dir().join("daemon.log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
+        // Not the lines of a backtrace, which would push out the panic they belong to.
+        let lines: Vec<&str> = log.lines().filter(|line| !line.starts_with(' ')).collect();
         lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
     }
 

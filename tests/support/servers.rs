@@ -32,14 +32,14 @@ pub fn server() -> Server {
 
 /// A cluster of the usual version, its options changed by `with`.
 pub fn cluster(with: impl FnOnce(ClusterOptions) -> ClusterOptions) -> PgCluster {
-    let programs = usual().unwrap_or_else(|error| panic!("{error}"));
-    PgCluster::start(with(ClusterOptions::fast(programs))).unwrap_or_else(|error| panic!("{error}"))
+    let programs = usual().unwrap_or_else(explain);
+    PgCluster::start(with(ClusterOptions::fast(programs))).unwrap_or_else(explain)
 }
 
 /// A cluster of one major version. Fails with the line that installs it when it is not there.
 pub fn cluster_of(major: u32) -> PgCluster {
-    let programs = PostgresPrograms::of_major(major).unwrap_or_else(|error| panic!("{error}"));
-    PgCluster::start(ClusterOptions::fast(programs)).unwrap_or_else(|error| panic!("{error}"))
+    let programs = PostgresPrograms::of_major(major).unwrap_or_else(explain);
+    PgCluster::start(ClusterOptions::fast(programs)).unwrap_or_else(explain)
 }
 
 impl Pair {
@@ -71,6 +71,11 @@ impl Server {
             .as_mut()
             .expect("this test needs a server of its own: unset CHANGEOVER_TEST_SOURCE_URL and _TARGET_URL")
     }
+}
+
+/// Fails the test, with the line that installs what is missing.
+fn explain<T>(error: changeover::demo::Error) -> T {
+    panic!("{}: {:?}", changeover::telemetry::chain(&error), error.disposition())
 }
 
 fn usual() -> Result<PostgresPrograms, changeover::demo::Error> {

@@ -31,13 +31,14 @@ impl Db {
     /// The rows of a query as text: columns joined by `|`, NULL as `∅`.
     pub async fn query_text(&self, sql: &str) -> Vec<String> {
         let messages = self.client.simple_query(sql).await.unwrap_or_else(|error| panic!("{error:?}\nin: {sql}"));
-        let rows = messages.iter().filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => {
-                Some((0..row.len()).map(|column| row.get(column).unwrap_or("∅")).collect::<Vec<_>>().join("|"))
+        let mut rows = Vec::new();
+        for message in messages {
+            if let SimpleQueryMessage::Row(row) = message {
+                let columns: Vec<&str> = (0..row.len()).map(|column| row.get(column).unwrap_or("∅")).collect();
+                rows.push(columns.join("|"));
             }
-            _ => None,
-        });
-        rows.collect()
+        }
+        rows
     }
 
     /// The first column of the first row as text.
