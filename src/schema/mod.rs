@@ -26,6 +26,7 @@ pub use compare::{Difference, DifferenceKind, compare};
 pub use copy::{CopyOptions, Steps, StepsRead, copy_indexes, copy_large_objects, copy_post_data, copy_pre_data};
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;
+pub(crate) use locks::holders as lock_holders;
 pub use read::read_catalog;
 pub use sequences::copy_sequences;
 pub use state::{drop_state, install_state};

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::record::Recorded;
+use super::worker::Moved;
 use crate::model::TableName;
-use crate::schema::Catalog;
+use crate::schema::{Catalog, Table};
 
 /// Shared between the copy's workers, which count, and whoever reports. Empty until the copy has been planned.
 #[derive(Debug, Default)]
@@ -58,21 +60,18 @@ impl Progress {
         ProgressRead { tables: tables.map(|(name, counts)| (name.clone(), counts.read())).collect() }
     }
 
-    /// Called once the tables are known. A second attempt counts on where the first one ended.
-    pub(super) fn plan(&self, catalog: &Catalog) {
-        self.tables.get_or_init(|| {
-            catalog
-                .row_tables()
-                .map(|table| {
-                    let counts = Counts {
-                        bytes_total: table.size_bytes,
-                        rows_estimated: table.row_estimate.unwrap_or_default(),
-                        ..Counts::default()
-                    };
-                    (table.name.clone(), Arc::new(counts))
-                })
-                .collect()
+    /// Called once the tables are known, by every attempt; the first one decides which tables there are.
+    pub(super) fn plan(&self, catalog: &Catalog, recorded: &Recorded) {
+        let tables = self.tables.get_or_init(|| {
+            let row_tables = catalog.row_tables();
+            row_tables.map(|table| (table.name.clone(), Arc::new(Counts::of(table)))).collect()
         });
+        for (name, counts) in tables {
+            match recorded.complete.get(name) {
+                Some((rows, bytes)) => counts.reset(*rows, *bytes, CopyState::Copied),
+                None => counts.reset(0, 0, CopyState::Waiting),
+            }
+        }
     }
 
     /// The counts of a table; of nobody when it was not there at the first plan.
@@ -82,15 +81,35 @@ impl Progress {
 }
 
 impl Counts {
-    pub(super) fn add(&self, bytes: u64, rows: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.rows.fetch_add(rows, Ordering::Relaxed);
+    fn of(table: &Table) -> Self {
+        Self {
+            bytes_total: table.size_bytes,
+            rows_estimated: table.row_estimate.unwrap_or_default(),
+            ..Self::default()
+        }
     }
 
-    /// Takes back what an attempt counted that came to nothing.
-    pub(super) fn reset(&self, bytes: u64, rows: u64) {
-        self.bytes.store(bytes, Ordering::Relaxed);
+    pub(super) fn add(&self, bytes: u64, frames: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.rows.fetch_add(frames, Ordering::Relaxed);
+    }
+
+    /// Puts the server's count of rows in place of the messages that were counted on the way.
+    pub(super) fn settle(&self, moved: &Moved, rows: u64) {
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+        self.rows.fetch_sub(moved.frames, Ordering::Relaxed);
+    }
+
+    /// Takes back what came to nothing.
+    pub(super) fn take_back(&self, moved: &Moved) {
+        self.bytes.fetch_sub(moved.bytes, Ordering::Relaxed);
+        self.rows.fetch_sub(moved.frames, Ordering::Relaxed);
+    }
+
+    fn reset(&self, rows: u64, bytes: u64, state: CopyState) {
         self.rows.store(rows, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.enter(state);
     }
 
     pub(super) fn enter(&self, state: CopyState) {

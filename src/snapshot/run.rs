@@ -1,13 +1,21 @@
 //! The copy from its plan to its last recorded row.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
-use super::{Error, Progress};
-use crate::model::{MigrationName, TableHandover};
+use super::destination::Target;
+use super::holder::Holder;
+use super::plan::{self, Copied, Unit};
+use super::record::{self, Recorded, handovers};
+use super::worker::{Attempt, work};
+use super::{Error, Progress, sql};
+use crate::model::{MigrationName, TableHandover, TableName};
 use crate::schema::Catalog;
-use crate::wire::{Endpoint, Session};
+use crate::wire::{self, Endpoint, Session};
 
 /// What the caller decides about a copy.
 #[derive(Clone, Debug)]
@@ -17,9 +25,12 @@ pub struct Options {
     pub migration: MigrationName,
     /// Tables, or parts of tables, copied at the same time. Each takes a connection on either side.
     pub workers: usize,
-    /// A table whose heap is larger than this is copied in block ranges of about this size.
+    /// A table that is larger than this is copied in block ranges of about this size.
     pub split_bytes: u64,
 }
+
+/// Tables looked at by one query for rows that are not ours.
+const LOOK_COUNT: usize = 100;
 
 /// Copies the rows of every table of `catalog` that is not recorded as complete, under one snapshot, and returns the
 /// hand-over of each table to the stream, earlier attempts' included. Call again after an error or a crash: what is
@@ -28,15 +39,130 @@ pub struct Options {
 /// With a slot, call it after the slot was created and after
 /// [`crate::source::wait_out_running_transactions`]: the rule of [`TableHandover`] is exact for every snapshot taken later.
 pub async fn run(
-    _options: Options,
-    _catalog: &Catalog,
-    _progress: Arc<Progress>,
-    _stop: CancellationToken,
+    options: Options,
+    catalog: &Catalog,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
 ) -> Result<Vec<TableHandover>, Error> {
-    unimplemented!()
+    let target = wire::connect(&options.target, "copy control").await.map_err(Error::Connect)?;
+    let recorded = record::read(&target, &options.migration).await?;
+    progress.plan(catalog, &recorded);
+    let as_replica = may_copy_as_replica(&target).await?;
+    let copied = choose(&options, catalog, &target, &recorded, as_replica).await?;
+    if !copied.is_empty() {
+        refuse_foreign_rows(&target, &copied, &recorded).await?;
+        empty(&target, &copied, &recorded, &options.migration).await?;
+        let names: Vec<TableName> = copied.iter().map(|copied| copied.table.name.clone()).collect();
+        let holder = Holder::open(&options.source, &names, &stop).await?;
+        let units = plan::units(copied);
+        copy_all(options.clone(), holder, progress, as_replica, units, stop.child_token()).await?;
+        make_durable(&target, &options.migration).await?;
+    }
+    let found = handovers(&target, &options.migration).await?;
+    Ok(found.into_iter().filter(|handover| catalog.table(&handover.table).is_some()).collect())
 }
 
-/// The hand-overs of the tables whose copy is complete, as recorded on the target.
-pub async fn handovers(_target: &Session, _migration: &MigrationName) -> Result<Vec<TableHandover>, Error> {
-    unimplemented!()
+/// The tables that are not complete, each with its place on the target.
+async fn choose(
+    options: &Options,
+    catalog: &Catalog,
+    target: &Session,
+    recorded: &Recorded,
+    as_replica: bool,
+) -> Result<Vec<Copied>, Error> {
+    let there = Target::read(target).await?;
+    let mut chosen = Vec::new();
+    for table in catalog.row_tables().filter(|table| !recorded.complete.contains_key(&table.name)) {
+        let destination = there.destination(table, catalog)?;
+        if !as_replica && there.would_fire(&destination) {
+            return Err(Error::WouldFire { table: table.name.clone() });
+        }
+        let part_count = plan::part_count(table, &destination, catalog.server_version_num, options.split_bytes);
+        chosen.push(Copied { table: table.clone(), destination, part_count });
+    }
+    Ok(chosen)
+}
+
+/// Needs a superuser, or the privilege to set that one parameter (PostgreSQL 15). This session keeps it.
+async fn may_copy_as_replica(target: &Session) -> Result<bool, Error> {
+    match target.batch_execute("SET session_replication_role = replica").await {
+        Ok(()) => Ok(true),
+        Err(error) if error.code().is_some_and(|code| code.code() == wire::sqlstate::INSUFFICIENT_PRIVILEGE) => {
+            warn!("the target's role may not set session_replication_role: copying as an ordinary session");
+            Ok(false)
+        }
+        Err(error) => Err(Error::query("see what the target's role may do")(error)),
+    }
+}
+
+/// A table that we never wrote to must be empty: its rows are not ours to remove.
+async fn refuse_foreign_rows(target: &Session, copied: &[Copied], recorded: &Recorded) -> Result<(), Error> {
+    let fresh = |copied: &&Copied| !copied.destination.shared && !recorded.begun.contains(&copied.table.name);
+    let fresh: Vec<&Copied> = copied.iter().filter(fresh).collect();
+    for chunk in fresh.chunks(LOOK_COUNT) {
+        let look = |(index, copied): (usize, &&Copied)| {
+            let only = if copied.destination.partitioned { "" } else { "ONLY " };
+            format!("SELECT {index} WHERE EXISTS (SELECT FROM {only}{})", copied.destination.name.quoted())
+        };
+        let looks: Vec<String> = chunk.iter().enumerate().map(look).collect();
+        let rows = target.query(&looks.join(" UNION ALL "), &[]).await;
+        let rows = rows.map_err(Error::query("see whether the target's tables are empty"))?;
+        if let Some(row) = rows.first() {
+            let index = usize::try_from(row.get::<_, i32>(0)).expect("the query numbers the tables from 0");
+            return Err(Error::NotEmpty { table: chunk[index].table.name.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Tables of several parts, before any part is copied, and what earlier attempts have begun; a table of one part is
+/// emptied in its own transaction. Records go with the rows: a record is what shows that rows are ours.
+async fn empty(
+    target: &Session,
+    copied: &[Copied],
+    recorded: &Recorded,
+    migration: &MigrationName,
+) -> Result<(), Error> {
+    let begun = |copied: &&Copied| copied.part_count > 1 || recorded.begun.contains(&copied.table.name);
+    for copied in copied.iter().filter(begun) {
+        let sql = format!("BEGIN; {} {} COMMIT", sql::empty(copied), sql::forget(copied, migration));
+        target.batch_execute(&sql).await.map_err(Error::query("empty a table that is copied in parts or again"))?;
+    }
+    Ok(())
+}
+
+async fn copy_all(
+    options: Options,
+    holder: Holder,
+    progress: Arc<Progress>,
+    as_replica: bool,
+    units: VecDeque<Unit>,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let worker_count = options.workers.clamp(1, units.len());
+    info!(units = units.len(), workers = worker_count, "copying");
+    let attempt = Arc::new(Attempt::new(options, holder, progress, as_replica, units, stop));
+    let mut workers = JoinSet::new();
+    for _ in 0..worker_count {
+        workers.spawn(work(Arc::clone(&attempt)));
+    }
+    let mut outcome = Ok(());
+    while let Some(ended) = workers.join_next().await {
+        let ended = ended.expect("a worker does not panic, and nobody aborts it");
+        // One error is the cause; the others were stopped by it.
+        outcome = match (outcome, ended) {
+            (Ok(()), ended) | (Err(Error::Stopped), ended @ Err(_)) => ended,
+            (first @ Err(_), _) => first,
+        };
+    }
+    outcome?;
+    let attempt = Arc::into_inner(attempt).expect("every worker has ended");
+    attempt.holder.release().await
+}
+
+/// Commits once with a flush: everything before it in the target's log is durable with it.
+async fn make_durable(target: &Session, migration: &MigrationName) -> Result<(), Error> {
+    let sql = "INSERT INTO changeover.step (migration, step) VALUES ($1, 'rows')
+               ON CONFLICT (migration, step) DO UPDATE SET finished_at = excluded.finished_at";
+    target.execute(sql, &[&migration.as_str()]).await.map(drop).map_err(Error::query("make the copy durable"))
 }

@@ -1,0 +1,86 @@
+//! Where each table's rows go on the target, and what the table there allows.
+
+use std::collections::BTreeSet;
+
+use super::Error;
+use crate::model::{TableFilter, TableName, TablePattern};
+use crate::schema::{self, Catalog, Table, TableKind, TriggerState};
+use crate::wire::Session;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Destination {
+    pub(super) name: TableName,
+    pub(super) partitioned: bool,
+    /// The root of a partition that the target does not have: rows of several tables go there.
+    pub(super) shared: bool,
+    /// It may be emptied by TRUNCATE, and its rows frozen.
+    pub(super) truncate: bool,
+    pub(super) may_be_split: bool,
+    pub(super) binary: bool,
+}
+
+/// The target's tables as far as they matter here.
+pub(super) struct Target {
+    catalog: Catalog,
+    /// Tables that foreign keys refer to.
+    referenced: BTreeSet<TableName>,
+}
+
+impl Target {
+    pub(super) async fn read(session: &Session) -> Result<Self, Error> {
+        let all = TablePattern::parse("*.*").expect("it has a schema and a table part");
+        let filter = TableFilter { include: vec![all], exclude: Vec::new() };
+        let catalog = schema::read_catalog(session, &filter).await.map_err(Error::Catalog)?;
+        let keys = catalog.tables.iter().flat_map(|table| &table.foreign_keys);
+        let referenced = keys.map(|key| key.references.clone()).collect();
+        Ok(Self { catalog, referenced })
+    }
+
+    /// Where `table`'s rows go: into the table of the same name, a partition's also into the nearest of its parents that
+    /// is there.
+    pub(super) fn destination(&self, table: &Table, source: &Catalog) -> Result<Destination, Error> {
+        let (found, shared) = match self.catalog.table(&table.name) {
+            Some(found) => (found, false),
+            None => (self.parent_of(table, source)?, true),
+        };
+        let partitioned = found.kind == TableKind::Partitioned;
+        let truncate = !shared && !partitioned && !self.referenced.contains(&found.name);
+        Ok(Destination {
+            name: found.name.clone(),
+            partitioned,
+            shared,
+            truncate,
+            may_be_split: !shared,
+            binary: table.binary_copy_to(self.catalog.server_version_num) && same_types(table, found),
+        })
+    }
+
+    fn parent_of(&self, table: &Table, source: &Catalog) -> Result<&Table, Error> {
+        let mut partition = table.partition.as_ref();
+        // As many levels as there are tables, at most.
+        for _ in &source.tables {
+            let Some(parent) = partition.map(|partition| &partition.parent) else { break };
+            if let Some(found) = self.catalog.table(parent) {
+                return Ok(found);
+            }
+            partition = source.table(parent).and_then(|parent| parent.partition.as_ref());
+        }
+        Err(Error::MissingTable { table: table.name.clone() })
+    }
+
+    /// Whether rows copied by an ordinary session would fire triggers or be checked against foreign keys there.
+    pub(super) fn would_fire(&self, destination: &Destination) -> bool {
+        let table = self.catalog.table(&destination.name);
+        table.is_some_and(|table| {
+            let fires = |state| matches!(state, TriggerState::Origin | TriggerState::Always);
+            !table.foreign_keys.is_empty() || table.triggers.iter().any(|trigger| fires(trigger.enabled))
+        })
+    }
+}
+
+/// Binary rows are read by the type that wrote them. Types of one name are the same: OIDs differ, and do not travel.
+fn same_types(source: &Table, target: &Table) -> bool {
+    source
+        .copied_columns()
+        .all(|column| target.column(&column.name).is_some_and(|other| other.type_name == column.type_name))
+}
