@@ -43,6 +43,9 @@ const ROOMS: &[(&str, &[&str])] = &[
             "progress",
             "verify",
             "cutover",
+            // The checked configuration is what a daemon is made from, and a new migration is checked before it is begun.
+            "config",
+            "preflight",
         ],
     ),
     // What it checks is a configuration against two servers.

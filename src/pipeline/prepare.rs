@@ -6,12 +6,12 @@ use tracing::info;
 
 use super::error::Error;
 use super::status::Phase;
-use crate::apply;
 use crate::config::{Config, SnapshotMode};
 use crate::model::{Lsn, SourceIdentity, TableName};
 use crate::schema::{self, Catalog, Migration};
 use crate::source::{self, WhenActive};
 use crate::wire::{self, Session};
+use crate::{apply, preflight};
 
 /// What is known before the first byte flows.
 pub(super) struct Prepared {
@@ -32,6 +32,9 @@ pub(super) struct Prepared {
 pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Error> {
     let source = wire::connect(&config.source.endpoint, "control").await.map_err(Error::Source)?;
     let state = wire::connect(&config.target.endpoint, "control").await.map_err(Error::Target)?;
+    if schema::read_migration(&state, &config.migration).await?.is_none() {
+        check(config).await?;
+    }
     let identified = source::identify(&config.source.endpoint).await?;
     let catalog = schema::read_catalog(&source, &config.tables).await?;
     if catalog.row_tables().next().is_none() {
@@ -74,6 +77,15 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
         consistent_point,
     };
     Ok((prepared, state))
+}
+
+/// A migration that would fail later is refused before anything is made.
+async fn check(config: &Config) -> Result<(), Error> {
+    let report = preflight::check(config).await;
+    match report.failed() {
+        0 => Ok(()),
+        failed => Err(Error::NotReady { failed, report: report.failures().to_string() }),
+    }
 }
 
 /// Records a new migration. Nothing has been made on the source yet: what is found there under our name is a leftover
