@@ -13,7 +13,13 @@ use crate::control::Client;
 #[derive(Debug, Args)]
 pub(super) struct ConfigFile {
     /// The migration's configuration
-    #[arg(short, long = "config", value_name = "FILE", default_value = "changeover.toml", env = "CHANGEOVER_CONFIG")]
+    #[arg(
+        short = 'c',
+        long = "config",
+        value_name = "FILE",
+        default_value = "changeover.toml",
+        env = "CHANGEOVER_CONFIG"
+    )]
     path: PathBuf,
 }
 

@@ -20,3 +20,6 @@ pub use client::{Client, ClientError};
 pub use error::Error;
 pub use screen::{Screen, duration_words};
 pub use server::{Options, bind, serve};
+
+#[cfg(test)]
+mod tests;
