@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::exit::{Exit, Failure};
 use super::options::{ConfigFile, Output};
+use super::report;
 use crate::config::parse_duration;
 use crate::pipeline::CutoverRequest;
 
@@ -39,8 +40,9 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     }
     let max_pause_ms = arguments.max_pause.map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
     let answer = client.cutover(&CutoverRequest { dry_run: arguments.dry_run, max_pause_ms })?;
-    arguments.output.print(&answer, |answer| format!("{answer:#}"));
-    Ok(Exit::Done)
+    let report = report::read(&answer)?;
+    arguments.output.print(&answer, |_| report::cutover(&report));
+    Ok(report::cutover_exit(&report))
 }
 
 fn confirm(migration: &str) -> Result<(), Failure> {

@@ -24,7 +24,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let answer = arguments.config.client()?.verify(&VerifyRequest { tables: arguments.tables })?;
-    let verified = report::read_verification(&answer)?;
+    let verified = report::read(&answer)?;
     arguments.output.print(&answer, |_| report::verification(&verified));
     Ok(report::verification_exit(&verified))
 }
