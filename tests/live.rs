@@ -14,3 +14,8 @@ mod demo;
 
 #[path = "live/wire.rs"]
 mod wire;
+
+#[path = "live/preflight.rs"]
+mod preflight;
+#[path = "live/cli.rs"]
+mod cli;

@@ -9,6 +9,7 @@ use super::exit::{Exit, Failure};
 use super::options::{ConfigFile, Output};
 use super::report;
 use crate::config::parse_duration;
+use crate::control::Client;
 use crate::pipeline::CutoverRequest;
 
 /// Hands the writes over to green: gates, pause, fence, drain, verify, flip. Any failure before the commit point leaves
@@ -36,7 +37,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let client = arguments.config.client()?;
     if !arguments.dry_run && !arguments.yes {
-        confirm(&client.status()?.migration)?;
+        confirm(&client)?;
     }
     let max_pause_ms = arguments.max_pause.map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
     let answer = client.cutover(&CutoverRequest { dry_run: arguments.dry_run, max_pause_ms })?;
@@ -45,11 +46,12 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     Ok(report::cutover_exit(&report))
 }
 
-fn confirm(migration: &str) -> Result<(), Failure> {
+fn confirm(client: &Client) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
         let hint = "say --yes when nobody is there to be asked, or --dry-run to see the gates".to_owned();
         return Err(Failure::new(Exit::Usage, "cut over without being asked to confirm", Some(hint)));
     }
+    let migration = client.status()?.migration;
     eprint!("Clients of {migration} will be held for a moment and then write to green. Cut over? [y/N] ");
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line);
