@@ -19,3 +19,5 @@ mod wire;
 mod preflight;
 #[path = "live/cli.rs"]
 mod cli;
+#[path = "live/apply.rs"]
+mod apply;

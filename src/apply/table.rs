@@ -63,7 +63,7 @@ impl Table {
     pub(super) fn takes(&self, transaction: &Transaction) -> bool {
         self.handover
             .as_deref()
-            .is_none_or(|handover| transaction.end >= handover.until || !handover.snapshot.sees(transaction.xid))
+            .is_none_or(|handover| transaction.end > handover.until || !handover.snapshot.sees(transaction.xid))
     }
 
     /// Whether `old` holds the columns that rows are found by.

@@ -28,9 +28,9 @@ pub struct RowCounts {
 
 pub type RowCountsByTable = BTreeMap<TableName, RowCounts>;
 
-/// How one table's copied rows are handed over to the stream: a transaction that ends before `until` is applied to this
-/// table iff `snapshot` does not see it. From `until` on everything is applied: `until` was the end of the source's log
-/// after the snapshot had been taken, and what a snapshot sees was committed before it.
+/// How one table's copied rows are handed over to the stream: a transaction that ends at or before `until` is applied to
+/// this table iff `snapshot` does not see it. After `until` everything is applied: `until` was the end of the source's log
+/// after the snapshot had been taken, so what the snapshot sees ends there at the latest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableHandover {
     /// Name on the source.
