@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +127,7 @@ impl Daemon {
         let log = fs::File::create(&path).map_err(Error::file("create", &path))?;
         let mut command = workspace.command(program);
         command.arg("run").arg("--config").arg(&config).stderr(log);
+        forget_settings(&mut command);
         workspace.start(&mut command)?;
         Ok(Self { workspace, config, listen, client: Arc::new(Client::new(listen, None)) })
     }
@@ -208,6 +210,17 @@ impl Daemon {
     ) -> Result<T, ClientError> {
         let client = Arc::clone(&self.client);
         blocking(move || question(&client)).await
+    }
+}
+
+/// A user's own `CHANGEOVER_SOURCE_URL` must not turn the demo on their database.
+fn forget_settings(command: &mut Command) {
+    const KEPT: [&str; 3] = ["CHANGEOVER_TOOLS", "CHANGEOVER_PG_DUMP", "CHANGEOVER_POSTGRES_BIN"];
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CHANGEOVER_") && !KEPT.contains(&text.as_ref()) {
+            command.env_remove(&name);
+        }
     }
 }
 

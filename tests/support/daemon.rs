@@ -44,6 +44,7 @@ impl Daemon {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = self.workspace.command(binary());
         command.arg("run").arg("--config").arg(&self.config).stderr(log);
+        forget_settings(&mut command);
         self.workspace.start(&mut command).unwrap();
     }
 
@@ -88,6 +89,7 @@ impl Daemon {
         let (subcommand, rest) = arguments.split_first().expect("a subcommand");
         let mut command = Command::new(binary());
         command.arg(subcommand).arg("--config").arg(&self.config).args(rest).stdin(Stdio::null());
+        forget_settings(&mut command);
         command.output().unwrap()
     }
 
@@ -137,6 +139,13 @@ impl Daemon {
         let errors = log.lines().filter(|line| line.contains(" ERROR ") || line.contains("panicked at"));
         let unexpected = errors.filter(|line| !self.expected_errors.iter().any(|expected| line.contains(expected)));
         unexpected.map(str::to_owned).collect()
+    }
+}
+
+/// Settings of whoever runs the tests would override the test's configuration.
+fn forget_settings(command: &mut Command) {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CHANGEOVER_") && !name.ends_with("_TOOLS")) {
+        command.env_remove(name);
     }
 }
 
