@@ -14,6 +14,8 @@ mod demo;
 
 #[path = "live/wire.rs"]
 mod wire;
+#[path = "live/source.rs"]
+mod source;
 
 #[path = "live/preflight.rs"]
 mod preflight;

@@ -1,11 +1,28 @@
 //! One replication session and what it needs on the source: slot, publication, identity.
+//!
+//! ```text
+//!  slot, publication ─► [admit] refuse rather than guess ─► [driver] ─FrameBatch▶ decode
+//!                                                            ▲ [machine] when to report, when to give up
+//!                              progress ─confirmed─────────────┘
+//! ```
+
+mod publication;
+mod slot;
+mod slot_state;
+mod blockers;
+
+mod run;
+mod backoff;
+mod admit;
+mod driver;
+mod machine;
+mod pace;
+mod frames;
 
 mod error;
-mod publication;
-mod run;
-mod slot;
 
-pub use error::Error;
+pub use error::{Blocker, Blockers, Error};
 pub use publication::{create_publication, drop_publication, publication_tables, wait_out_running_transactions};
 pub use run::{Options, Ports, SessionState, SourceEvent, run};
-pub use slot::{Identified, SlotState, WhenActive, create_slot, drop_slot, identify, slot_state};
+pub use slot::{Identified, WhenActive, create_slot, drop_slot, identify};
+pub use slot_state::{SlotState, slot_state};

@@ -1,28 +1,82 @@
 //! The publication: which tables the slot's stream carries.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::Error;
-use crate::model::TableName;
-use crate::wire::Session;
+use tokio::time::{Instant, sleep};
 
-/// Creates a publication of exactly `tables`, published as themselves (leaves of partitioned tables, not their root).
-pub async fn create_publication(_session: &Session, _publication: &str, _tables: &[TableName]) -> Result<(), Error> {
-    unimplemented!()
+use super::Error;
+use super::blockers::open_transactions;
+use crate::model::{SnapshotSet, TableName, quote_identifier};
+use crate::wire::{Session, sqlstate};
+
+/// How often we look whether old transactions have ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Creates a publication of exactly `tables`, each published as itself (leaves of a partitioned table, not its root). One
+/// that an earlier run left with the same tables is taken over.
+pub async fn create_publication(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
+    let list: Vec<String> = tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect();
+    let of_tables = if list.is_empty() { String::new() } else { format!(" FOR TABLE {}", list.join(", ")) };
+    let sql = format!("CREATE PUBLICATION {}{of_tables}", quote_identifier(publication));
+    let created = session.batch_execute(&sql).await.map_err(Error::query("create the publication"));
+    match created {
+        Err(error) if error.sqlstate() == Some(sqlstate::DUPLICATE_OBJECT) => {
+            take_over(session, publication, tables).await
+        }
+        created => created,
+    }
+}
+
+async fn take_over(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
+    let found = publication_tables(session, publication).await?.unwrap_or_default();
+    let wanted: BTreeSet<&TableName> = tables.iter().collect();
+    if found.iter().collect::<BTreeSet<_>>() == wanted {
+        Ok(())
+    } else {
+        Err(Error::PublicationExists { publication: publication.to_owned() })
+    }
 }
 
 /// Drops it if it is there.
-pub async fn drop_publication(_session: &Session, _publication: &str) -> Result<(), Error> {
-    unimplemented!()
+pub async fn drop_publication(session: &Session, publication: &str) -> Result<(), Error> {
+    let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_identifier(publication));
+    session.batch_execute(&sql).await.map_err(Error::query("drop the publication"))
 }
 
-/// The tables it publishes, sorted; `None` when there is no such publication.
-pub async fn publication_tables(_session: &Session, _publication: &str) -> Result<Option<Vec<TableName>>, Error> {
-    unimplemented!()
+/// The tables it publishes, sorted, a partitioned table as its leaves; `None` when there is no such publication.
+pub async fn publication_tables(session: &Session, publication: &str) -> Result<Option<Vec<TableName>>, Error> {
+    let failed = || Error::query("read the publication");
+    let sql = "SELECT 1 FROM pg_publication WHERE pubname = $1";
+    if session.query_opt(sql, &[&publication]).await.map_err(failed())?.is_none() {
+        return Ok(None);
+    }
+    let sql = "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1 ORDER BY 1, 2";
+    let rows = session.query(sql, &[&publication]).await.map_err(failed())?;
+    Ok(Some(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect()))
 }
 
-/// Waits until every transaction that is running now has ended: earlier rows of a transaction that was open across
-/// the publication's creation are in no stream, and a snapshot taken before it ends does not see them either.
-pub async fn wait_out_running_transactions(_session: &Session, _timeout: Duration) -> Result<(), Error> {
-    unimplemented!()
+/// Waits until every transaction that is running now has ended. What a transaction wrote before a table was published is
+/// in no stream, and a snapshot taken before it ends does not see it either (PITFALLS 20).
+pub async fn wait_out_running_transactions(session: &Session, timeout: Duration) -> Result<(), Error> {
+    let deadline = Instant::now() + timeout;
+    let then = running(session).await?;
+    while let now = running(session).await?
+        && then.in_progress().iter().any(|xid| now.in_progress().binary_search(xid).is_ok())
+    {
+        if Instant::now() >= deadline {
+            let mut blockers = open_transactions(session).await?;
+            // Ids are printed in 32 bits there, and only the oldest transactions are ours to wait for.
+            blockers.0.retain(|blocker| then.in_progress().iter().any(|xid| (*xid as u32).to_string() == blocker.xid));
+            return Err(Error::TransactionsOpen { seconds: timeout.as_secs(), blockers });
+        }
+        sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
+}
+
+async fn running(session: &Session) -> Result<SnapshotSet, Error> {
+    let row = session.query_one("SELECT pg_current_snapshot()::text", &[]).await;
+    let text: String = row.map_err(Error::query("look for open transactions"))?.get(0);
+    text.parse().map_err(|_| Error::Malformed { what: "pg_current_snapshot() gave no snapshot" })
 }

@@ -3,12 +3,17 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use super::admit::{Admitted, admit};
+use super::backoff::Backoff;
+use super::driver::Driver;
 use crate::link;
-use crate::model::{FrameBatch, Lsn, SourceIdentity};
-use crate::wire::Endpoint;
+use crate::model::{Disposition, FrameBatch, Lsn, SourceIdentity};
+use crate::telemetry;
+use crate::wire::{self, CopyBoth, Endpoint, Mode};
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -19,7 +24,8 @@ pub struct Options {
     pub expected: Option<SourceIdentity>,
     /// Let the source send transactions before they commit (14 and later).
     pub streaming: bool,
-    /// How often the source is told where we are when nothing asks for it sooner.
+    /// How often the source is told where we are when nothing asks for it sooner. Shortened where the source's
+    /// `wal_sender_timeout` demands it.
     pub status_interval: Duration,
 }
 
@@ -53,7 +59,7 @@ pub enum SessionState {
     Streaming {
         received: Lsn,
     },
-    /// Between two sessions; `error` is why.
+    /// Between two sessions; `error` is why, `attempt` how many have failed in a row.
     Waiting {
         error: String,
         attempt: u32,
@@ -62,6 +68,59 @@ pub enum SessionState {
 }
 
 /// Streams until `stop` is cancelled (`Ok`) or something needs the operator. What goes away by itself is waited out.
-pub async fn run(_options: Options, _ports: Ports) -> Result<(), Error> {
-    unimplemented!()
+pub async fn run(options: Options, mut ports: Ports) -> Result<(), Error> {
+    let stop = ports.stop.clone();
+    let mut backoff = Backoff::default();
+    let mut predecessor = None;
+    let ended = loop {
+        ports.state.send_replace(SessionState::Connecting);
+        let ended = one_session(&options, &mut ports, &mut predecessor, &mut backoff).await;
+        let error = match ended {
+            Err(error) if error.disposition() == Disposition::Retry && !stop.is_cancelled() => telemetry::chain(&error),
+            ended @ (Ok(()) | Err(_)) => break ended,
+        };
+        let pause = backoff.after_failure(fastrand::f64());
+        tracing::warn!(error, attempt = backoff.failures(), ?pause, "source session broke off");
+        ports.state.send_replace(SessionState::Waiting { error, attempt: backoff.failures() });
+        tokio::select! { biased;
+            () = stop.cancelled() => break Ok(()),
+            () = sleep(pause) => {}
+        }
+    };
+    ports.state.send_replace(SessionState::Stopped);
+    tracing::info!(slot = options.slot, "source session ended");
+    ended
+}
+
+async fn one_session(
+    options: &Options,
+    ports: &mut Ports,
+    predecessor: &mut Option<i32>,
+    backoff: &mut Backoff,
+) -> Result<(), Error> {
+    let resume = *ports.resume.borrow_and_update();
+    let begun = tokio::select! { biased;
+        () = ports.stop.cancelled() => return Ok(()),
+        begun = begin(options, resume, predecessor) => begun,
+    };
+    let (both, admitted) = begun?;
+    backoff.on_success();
+    let Admitted { start, proto_version, streaming, sender_timeout, .. } = admitted;
+    tracing::info!(slot = options.slot, %start, proto_version, streaming, "source streams");
+    ports.state.send_replace(SessionState::Streaming { received: start });
+    let driver = Driver::new(both, start, options.status_interval, sender_timeout, ports);
+    driver.run(SourceEvent::Session { proto_version, streaming, start }).await
+}
+
+async fn begin(
+    options: &Options,
+    resume: Option<Lsn>,
+    predecessor: &mut Option<i32>,
+) -> Result<(CopyBoth, Admitted), Error> {
+    let connected = wire::connect_raw(&options.endpoint, Mode::Replication, "stream").await;
+    let mut connection = connected.map_err(Error::wire("connect to the source for replication"))?;
+    let admitted = admit(&mut connection, options, resume, *predecessor).await?;
+    *predecessor = Some(connection.backend_pid());
+    let both = connection.copy_both(&admitted.command).await.map_err(Error::wire("begin the stream"))?;
+    Ok((both, admitted))
 }

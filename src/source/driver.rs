@@ -1,0 +1,216 @@
+//! One session under way: waits, hands frames on, performs what the machine decides.
+
+use std::future::pending;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::machine::{Effect, Input, Machine, Timing, Why};
+use super::pace::Pace;
+use super::run::{Ports, SessionState, SourceEvent};
+use super::{Error, frames};
+use crate::link;
+use crate::model::{FrameBatch, FramePayload, Lsn};
+use crate::telemetry::clock;
+use crate::wire::{CopyBoth, CopyBothEvent};
+
+/// A source from which nothing has come for this long, though it was asked, is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// The server ends the session after `wal_sender_timeout` without a report; this many fit in.
+const REPORTS_PER_SENDER_TIMEOUT: u32 = 4;
+/// How long the last words may take.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+pub(super) struct Driver<'a> {
+    both: CopyBoth,
+    machine: Machine,
+    pace: Pace,
+    /// Not before this is the socket read again.
+    rest_until: Option<Instant>,
+    events: &'a link::Sender<SourceEvent>,
+    confirmed: &'a mut watch::Receiver<Option<Lsn>>,
+    state: &'a watch::Sender<SessionState>,
+    stop: &'a CancellationToken,
+    /// The machine hears of it once.
+    stop_given: bool,
+    left: Option<Why>,
+}
+
+/// What has happened. Waiting for it has changed nothing.
+enum Event {
+    Frames(FrameBatch),
+    Input(Input),
+    /// A report is on its way; nothing more.
+    Sent,
+}
+
+impl<'a> Driver<'a> {
+    pub(super) fn new(
+        both: CopyBoth,
+        start: Lsn,
+        status_interval: Duration,
+        sender_timeout: Option<Duration>,
+        ports: &'a mut Ports,
+    ) -> Self {
+        let now = Instant::now();
+        let status_interval = sender_timeout
+            .map_or(status_interval, |sender_timeout| status_interval.min(sender_timeout / REPORTS_PER_SENDER_TIMEOUT));
+        let timing = Timing { status_interval, silence_max: SILENCE_MAX };
+        let Ports { events, confirmed, state, stop, .. } = ports;
+        let machine = Machine::new(timing, start, *confirmed.borrow_and_update(), now);
+        let pace = Pace::new(now);
+        Self { both, machine, pace, rest_until: None, events, confirmed, state, stop, stop_given: false, left: None }
+    }
+
+    /// Hands `first` on and then all that comes, until we are asked to stop (`Ok`) or the session breaks.
+    pub(super) async fn run(mut self, first: SourceEvent) -> Result<(), Error> {
+        self.hand_on(first, 0).await?;
+        while self.left.is_none() {
+            match self.next_event(true).await? {
+                Event::Frames(batch) => self.on_frames(batch).await?,
+                Event::Input(input) => self.decide(input),
+                Event::Sent => {}
+            }
+        }
+        self.leave().await
+    }
+
+    async fn on_frames(&mut self, batch: FrameBatch) -> Result<(), Error> {
+        let now = Instant::now();
+        self.rest_until = self.pace.on_read(batch.size_bytes, now).map(|rest| now + rest);
+        self.decide(received(&batch));
+        if let Some(received) = self.machine.received() {
+            self.state.send_replace(SessionState::Streaming { received });
+        }
+        if !self.machine.is_streaming() {
+            return Ok(());
+        }
+        let size_bytes = batch.size_bytes;
+        self.hand_on(SourceEvent::Frames(batch), size_bytes).await
+    }
+
+    /// Sends to the decoder. While its link is full the source is not read, but it is reported to, and a stop is heard:
+    /// what was not handed on comes again.
+    async fn hand_on(&mut self, event: SourceEvent, size_bytes: usize) -> Result<(), Error> {
+        let mut sending = pin!(self.events.send(event, size_bytes));
+        let mut waited = false;
+        while self.machine.is_streaming() {
+            let next = tokio::select! { biased;
+                // First, since it costs nothing while there is room.
+                sent = &mut sending => Err(sent),
+                next = self.next_event(false) => Ok(next),
+            };
+            match next {
+                Err(Ok(())) => break,
+                // The decoder has gone, and knows why.
+                Err(Err(_closed)) => self.decide(Input::Stop),
+                Ok(event) => {
+                    waited = true;
+                    if let Event::Input(input) = event? {
+                        self.decide(input);
+                    }
+                }
+            }
+        }
+        if waited {
+            self.decide(Input::Listening);
+        }
+        Ok(())
+    }
+
+    /// Waits; changes nothing. Cancel-safe.
+    async fn next_event(&mut self, listening: bool) -> Result<Event, Error> {
+        let stopping = stopped(self.stop, self.stop_given);
+        let traffic = traffic(&mut self.both, listening, self.rest_until);
+        tokio::select! { biased;
+            // Rare and short: none of these three can keep the stream waiting.
+            () = stopping => Ok(Event::Input(Input::Stop)),
+            lsn = settled(self.confirmed) => Ok(Event::Input(Input::Confirmed(lsn))),
+            () = sleep_until(self.machine.due()) => Ok(Event::Input(Input::Due)),
+            event = traffic => event,
+        }
+    }
+
+    fn decide(&mut self, input: Input) {
+        self.stop_given |= input == Input::Stop;
+        for effect in self.machine.on(input, Instant::now()) {
+            match effect {
+                Effect::Report(report) => {
+                    tracing::trace!(?report, "report to the source");
+                    self.both.queue(&frames::encode(report, clock::unix_us()));
+                }
+                Effect::SayDone => self.both.queue_done(),
+                Effect::Leave(why) => self.left = Some(why),
+            }
+        }
+    }
+
+    async fn leave(self) -> Result<(), Error> {
+        let ended = match self.left {
+            Some(Why::Stopped) | None => Ok(()),
+            Some(Why::Ended) => Err(Error::StreamEnded),
+            Some(Why::Silent) => return Err(Error::SourceSilent { seconds: SILENCE_MAX.as_secs() }),
+            Some(Why::Stopping) => {
+                let confirmed = *self.confirmed.borrow();
+                let confirmed = confirmed.map_or_else(|| "the beginning".to_owned(), |lsn| lsn.to_string());
+                return Err(Error::SourceStopping { confirmed });
+            }
+        };
+        // A server that shuts down closes at once, and a report that did not get out is not missed.
+        let closed = timeout(CLOSE_PATIENCE, self.both.close()).await;
+        tracing::debug!(?closed, "session closed");
+        ended
+    }
+}
+
+fn received(batch: &FrameBatch) -> Input {
+    let is_keepalive = |payload: &FramePayload| matches!(payload, FramePayload::Keepalive { .. });
+    Input::Received {
+        through: batch.frames.iter().filter_map(|frame| frame.wal_end).max(),
+        has_data: !batch.frames.iter().all(|frame| is_keepalive(&frame.payload)),
+        reply_requested: batch
+            .frames
+            .iter()
+            .any(|frame| matches!(frame.payload, FramePayload::Keepalive { reply_requested: true })),
+    }
+}
+
+/// What the connection has for us. When nobody listens, only what is queued goes out. Cancel-safe.
+async fn traffic(both: &mut CopyBoth, listening: bool, rest_until: Option<Instant>) -> Result<Event, Error> {
+    let lost = || Error::wire("follow the source's stream");
+    if both.queued_bytes() > 0 && (!listening || rest_until.is_some()) {
+        both.send_queued().await.map_err(lost())?;
+        return Ok(Event::Sent);
+    }
+    if !listening {
+        return pending().await;
+    }
+    if let Some(rest_until) = rest_until {
+        sleep_until(rest_until).await;
+    }
+    match both.next().await.map_err(lost())? {
+        CopyBothEvent::Data(chunk) => {
+            let batch = frames::decode(&chunk);
+            batch.map(Event::Frames).ok_or(Error::Malformed { what: "a replication message of unknown form" })
+        }
+        CopyBothEvent::Ended => Ok(Event::Input(Input::Ended)),
+    }
+}
+
+/// The next position that every sink holds. Never, once nobody is left to tell. Cancel-safe.
+async fn settled(confirmed: &mut watch::Receiver<Option<Lsn>>) -> Lsn {
+    while confirmed.changed().await.is_ok() {
+        if let Some(lsn) = *confirmed.borrow_and_update() {
+            return lsn;
+        }
+    }
+    pending().await
+}
+
+/// Never, once it has been heard.
+async fn stopped(stop: &CancellationToken, heard: bool) {
+    if heard { pending().await } else { stop.cancelled().await }
+}

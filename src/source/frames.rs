@@ -1,0 +1,103 @@
+//! CopyData messages of the walsender to frames ("Streaming Replication Protocol").
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::machine::Report;
+use crate::model::{Frame, FrameBatch, FramePayload, Lsn};
+use crate::wire::CopyChunk;
+
+/// Microseconds from the Unix epoch to PostgreSQL's (2000-01-01).
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// The frames of what one read held, as slices of it; `None` when a message is none we know.
+pub(super) fn decode(chunk: &CopyChunk) -> Option<FrameBatch> {
+    let mut frames = Vec::with_capacity(usize::try_from(chunk.frame_count).unwrap_or(0));
+    for payload in chunk.payloads() {
+        frames.push(decode_one(payload)?);
+    }
+    Some(FrameBatch { frames, size_bytes: chunk.frames.len() })
+}
+
+fn decode_one(mut message: Bytes) -> Option<Frame> {
+    match message.try_get_u8().ok()? {
+        b'w' => {
+            let wal_start = Lsn::new(message.try_get_u64().ok()?);
+            let wal_end = Lsn::new(message.try_get_u64().ok()?);
+            let sent_at_us = unix_us(message.try_get_i64().ok()?);
+            Some(Frame { wal_end, sent_at_us, payload: FramePayload::XLogData { wal_start, message } })
+        }
+        b'k' => {
+            let wal_end = Lsn::new(message.try_get_u64().ok()?);
+            let sent_at_us = unix_us(message.try_get_i64().ok()?);
+            let reply_requested = message.try_get_u8().ok()? != 0;
+            Some(Frame { wal_end, sent_at_us, payload: FramePayload::Keepalive { reply_requested } })
+        }
+        _ => None,
+    }
+}
+
+fn unix_us(postgres_us: i64) -> i64 {
+    postgres_us.saturating_add(POSTGRES_EPOCH_US)
+}
+
+/// A Standby Status Update: written, flushed, applied, the time, and whether a reply is wanted. "Applied" is shown in
+/// `pg_stat_replication` and means the same to us as "flushed".
+pub(super) fn encode(report: Report, now_unix_us: i64) -> BytesMut {
+    let raw = |lsn: Option<Lsn>| lsn.map_or(0, Lsn::get);
+    let mut message = BytesMut::with_capacity(34);
+    message.put_u8(b'r');
+    message.put_u64(raw(report.received));
+    message.put_u64(raw(report.durable));
+    message.put_u64(raw(report.durable));
+    message.put_i64(now_unix_us.saturating_sub(POSTGRES_EPOCH_US));
+    message.put_u8(u8::from(report.reply_requested));
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(payloads: &[&[u8]]) -> CopyChunk {
+        let mut frames = BytesMut::new();
+        for payload in payloads {
+            frames.put_u8(b'd');
+            frames.put_u32(u32::try_from(payload.len() + 4).unwrap());
+            frames.put_slice(payload);
+        }
+        CopyChunk { frames: frames.freeze(), frame_count: payloads.len() as u64 }
+    }
+
+    #[test]
+    fn frames_are_slices_of_what_was_read() {
+        let chunk = chunk(&[
+            b"w\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\x09BEGIN",
+            b"k\0\0\0\0\0\0\0\x0a\0\0\0\0\0\0\0\0\x01",
+        ]);
+        let batch = decode(&chunk).unwrap();
+        assert_eq!(batch.size_bytes, chunk.frames.len());
+        let [data, keepalive] = &batch.frames[..] else { panic!("two frames") };
+        assert_eq!((data.wal_end, data.sent_at_us), (Lsn::new(8), POSTGRES_EPOCH_US + 9));
+        let FramePayload::XLogData { wal_start, message } = &data.payload else { panic!("data first") };
+        assert_eq!((*wal_start, &message[..]), (Lsn::new(7), &b"BEGIN"[..]));
+        assert!(chunk.frames.as_ptr_range().contains(&message.as_ptr()), "not copied");
+        assert_eq!(keepalive.wal_end, Lsn::new(10));
+        assert!(matches!(keepalive.payload, FramePayload::Keepalive { reply_requested: true }));
+    }
+
+    #[test]
+    fn what_is_cut_short_or_unknown_is_no_frame() {
+        for payload in [&b""[..], b"w", b"w\0\0\0\0\0\0\0\x07\0\0", b"k\0\0\0\0\0\0\0\x0a\0\0\0\0\0\0\0\0", b"x"] {
+            assert!(decode(&chunk(&[payload])).is_none(), "{payload:?}");
+        }
+    }
+
+    #[test]
+    fn a_report_says_what_is_received_and_what_is_durable() {
+        let report = Report { received: Lsn::new(9), durable: Lsn::new(7), reply_requested: true };
+        let bytes = encode(report, POSTGRES_EPOCH_US + 5);
+        assert_eq!(&bytes[..], b"r\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x05\x01");
+        let nothing = encode(Report { received: None, durable: None, reply_requested: false }, 0);
+        assert_eq!(nothing[1..25], [0; 24]);
+    }
+}
