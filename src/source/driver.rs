@@ -1,21 +1,23 @@
 //! One session under way: waits, hands frames on, performs what the machine decides.
 
-use std::future::pending;
+use std::future::{pending, ready};
 use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::admit::Admitted;
 use super::machine::{Effect, Input, Machine, Timing, Why};
 use super::pace::Pace;
-use super::run::{Ports, SessionState, SourceEvent};
+use super::run::{Options, Ports, SessionState, SourceEvent};
 use super::{Error, frames};
 use crate::link;
 use crate::model::{FrameBatch, FramePayload, Lsn};
 use crate::telemetry::clock;
-use crate::wire::{CopyBoth, CopyBothEvent};
+use crate::wire::{self, CopyBoth, CopyBothEvent, Endpoint, sqlstate};
 
 /// A source from which nothing has come for this long, though it was asked, is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -36,6 +38,9 @@ pub(super) struct Driver<'a> {
     stop: &'a CancellationToken,
     /// The machine hears of it once.
     stop_given: bool,
+    endpoint: &'a Endpoint,
+    /// At most one attempt to find out whether the source still lets anybody in: true when it does not.
+    probe: JoinSet<bool>,
     left: Option<Why>,
 }
 
@@ -48,21 +53,28 @@ enum Event {
 }
 
 impl<'a> Driver<'a> {
-    pub(super) fn new(
-        both: CopyBoth,
-        start: Lsn,
-        status_interval: Duration,
-        sender_timeout: Option<Duration>,
-        ports: &'a mut Ports,
-    ) -> Self {
+    pub(super) fn new(both: CopyBoth, admitted: &Admitted, options: &'a Options, ports: &'a mut Ports) -> Self {
         let now = Instant::now();
-        let status_interval = sender_timeout
-            .map_or(status_interval, |sender_timeout| status_interval.min(sender_timeout / REPORTS_PER_SENDER_TIMEOUT));
+        let longest = admitted.sender_timeout.map(|sender_timeout| sender_timeout / REPORTS_PER_SENDER_TIMEOUT);
+        let status_interval = longest.map_or(options.status_interval, |longest| options.status_interval.min(longest));
         let timing = Timing { status_interval, silence_max: SILENCE_MAX };
         let Ports { events, confirmed, state, stop, .. } = ports;
-        let machine = Machine::new(timing, start, *confirmed.borrow_and_update(), now);
+        let machine = Machine::new(timing, admitted.start, *confirmed.borrow_and_update(), now);
         let pace = Pace::new(now);
-        Self { both, machine, pace, rest_until: None, events, confirmed, state, stop, stop_given: false, left: None }
+        Self {
+            both,
+            machine,
+            pace,
+            rest_until: None,
+            events,
+            confirmed,
+            state,
+            stop,
+            stop_given: false,
+            endpoint: &options.endpoint,
+            probe: JoinSet::new(),
+            left: None,
+        }
     }
 
     /// Hands `first` on and then all that comes, until we are asked to stop (`Ok`) or the session breaks.
@@ -96,26 +108,30 @@ impl<'a> Driver<'a> {
     /// what was not handed on comes again.
     async fn hand_on(&mut self, event: SourceEvent, size_bytes: usize) -> Result<(), Error> {
         let mut sending = pin!(self.events.send(event, size_bytes));
-        let mut waited = false;
+        let mut blocked = false;
         while self.machine.is_streaming() {
             let next = tokio::select! { biased;
                 // First, since it costs nothing while there is room.
                 sent = &mut sending => Err(sent),
-                next = self.next_event(false) => Ok(next),
+                next = self.next_event(false), if blocked => Ok(next),
+                () = ready(()), if !blocked => {
+                    blocked = true;
+                    self.decide(Input::Blocked);
+                    continue;
+                }
             };
             match next {
                 Err(Ok(())) => break,
                 // The decoder has gone, and knows why.
                 Err(Err(_closed)) => self.decide(Input::Stop),
                 Ok(event) => {
-                    waited = true;
                     if let Event::Input(input) = event? {
                         self.decide(input);
                     }
                 }
             }
         }
-        if waited {
+        if blocked {
             self.decide(Input::Listening);
         }
         Ok(())
@@ -126,10 +142,11 @@ impl<'a> Driver<'a> {
         let stopping = stopped(self.stop, self.stop_given);
         let traffic = traffic(&mut self.both, listening, self.rest_until);
         tokio::select! { biased;
-            // Rare and short: none of these three can keep the stream waiting.
+            // Rare and short: none of these can keep the stream waiting.
             () = stopping => Ok(Event::Input(Input::Stop)),
             lsn = settled(self.confirmed) => Ok(Event::Input(Input::Confirmed(lsn))),
             () = sleep_until(self.machine.due()) => Ok(Event::Input(Input::Due)),
+            () = closing(&mut self.probe) => Ok(Event::Input(Input::Closing)),
             event = traffic => event,
         }
     }
@@ -143,6 +160,11 @@ impl<'a> Driver<'a> {
                     self.both.queue(&frames::encode(report, clock::unix_us()));
                 }
                 Effect::SayDone => self.both.queue_done(),
+                Effect::Probe if self.probe.is_empty() => {
+                    self.probe.spawn(lets_nobody_in(self.endpoint.clone()));
+                }
+                // The last one has not come back yet.
+                Effect::Probe => {}
                 Effect::Leave(why) => self.left = Some(why),
             }
         }
@@ -153,7 +175,7 @@ impl<'a> Driver<'a> {
             Some(Why::Stopped) | None => Ok(()),
             Some(Why::Ended) => Err(Error::StreamEnded),
             Some(Why::Silent) => return Err(Error::SourceSilent { seconds: SILENCE_MAX.as_secs() }),
-            Some(Why::Stopping) => {
+            Some(Why::Closing) => {
                 let confirmed = *self.confirmed.borrow();
                 let confirmed = confirmed.map_or_else(|| "the beginning".to_owned(), |lsn| lsn.to_string());
                 return Err(Error::SourceStopping { confirmed });
@@ -164,6 +186,24 @@ impl<'a> Driver<'a> {
         tracing::debug!(?closed, "session closed");
         ended
     }
+}
+
+/// Whether the source refuses everybody because it is shutting down.
+async fn lets_nobody_in(endpoint: Endpoint) -> bool {
+    let connected = wire::connect_plain(&endpoint, "probe").await;
+    connected
+        .err()
+        .is_some_and(|error| error.server().is_some_and(|said| said.sqlstate() == sqlstate::CANNOT_CONNECT_NOW))
+}
+
+/// A probe that came back with yes. Never otherwise. Cancel-safe.
+async fn closing(probe: &mut JoinSet<bool>) {
+    while let Some(closing) = probe.join_next().await {
+        if closing.unwrap_or(false) {
+            return;
+        }
+    }
+    pending().await
 }
 
 fn received(batch: &FrameBatch) -> Input {

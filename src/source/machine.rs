@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Streaming ──Stop──► Finishing ──Ended, or too late──► Over
-//!      └──Ended, silent, source stopping──► Over
+//!      └──Ended, Closing, silent──► Over
 //! ```
 
 use std::time::Duration;
@@ -20,10 +20,10 @@ const FINISH_PATIENCE: Duration = Duration::from_secs(3);
 /// after that many without progress, this far apart.
 const PROMPT_ANSWER_COUNT: u32 = 5;
 const ANSWER_INTERVAL: Duration = Duration::from_millis(10);
-/// A server that has asked this often, for this long, without our getting anywhere, is shutting down and waits for us
-/// (it asks an idle reader a few times a minute). We leave, so that it can; what is not confirmed comes again.
-const ASKED_COUNT_STOPPING: u32 = 50;
-const STOPPING_PATIENCE: Duration = Duration::from_secs(5);
+/// A server that shuts down waits for us to confirm everything, and does not say so. When the sinks have not moved for
+/// this long while it asks, or nobody takes what it sends, we find out whether it still lets anybody in; if not, we
+/// leave, so that it can stop. What is not confirmed comes again.
+const PROBE_AFTER: Duration = Duration::from_secs(5);
 
 /// What the session goes by.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,12 @@ pub(super) struct Machine {
     heard_at: Instant,
     /// Whether the server was asked to say something since.
     prodded: bool,
-    asked: Option<Asked>,
+    /// How often the server has asked for a reply since we last got anywhere.
+    asked_count: u32,
+    /// Nobody takes what was read, so nothing is read.
+    blocked: bool,
+    /// When to find out whether the server is shutting down.
+    probe_due: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,13 +63,6 @@ enum Phase {
     Finishing { deadline: Instant },
     /// Nothing is sent or expected any more.
     Over,
-}
-
-/// The server's requests for a reply since we last got anywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Asked {
-    since: Instant,
-    count: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +77,11 @@ pub(super) enum Input {
     Confirmed(Lsn),
     /// Nothing happened until [`Machine::due`].
     Due,
-    /// For a while nobody listened to the server, so its silence means nothing.
+    /// Nobody takes what was read; until [`Input::Listening`] the server's silence means nothing.
+    Blocked,
     Listening,
+    /// The server lets nobody in any more: it is shutting down.
+    Closing,
     Stop,
     /// The server sends no more.
     Ended,
@@ -91,6 +92,8 @@ pub(super) enum Effect {
     Report(Report),
     /// Say that we send no more.
     SayDone,
+    /// Find out whether the server still lets anybody in, and answer with [`Input::Closing`] if not.
+    Probe,
     /// The session is over.
     Leave(Why),
 }
@@ -112,8 +115,8 @@ pub(super) enum Why {
     /// The server ended the stream.
     Ended,
     Silent,
-    /// The server shuts down and waits for sinks that are behind.
-    Stopping,
+    /// The server is shutting down and waits for sinks that are behind.
+    Closing,
 }
 
 impl Machine {
@@ -128,7 +131,9 @@ impl Machine {
             report_due: now,
             heard_at: now,
             prodded: false,
-            asked: None,
+            asked_count: 0,
+            blocked: false,
+            probe_due: None,
         }
     }
 
@@ -144,7 +149,11 @@ impl Machine {
     /// When [`Input::Due`] is to be given, if nothing else comes before.
     pub(super) fn due(&self) -> Instant {
         match self.phase {
-            Phase::Streaming => self.report_due.min(self.silence_due()),
+            Phase::Streaming => {
+                let probe_due = self.probe_due.unwrap_or(self.report_due);
+                let due = self.report_due.min(probe_due);
+                if self.blocked { due } else { due.min(self.silence_due()) }
+            }
             Phase::Finishing { deadline } => deadline,
             Phase::Over => self.report_due,
         }
@@ -157,11 +166,17 @@ impl Machine {
             }
             (Phase::Streaming, Input::Confirmed(lsn)) => self.on_confirmed(lsn, now),
             (Phase::Streaming, Input::Due) => self.on_due(now),
-            (Phase::Streaming, Input::Listening) => {
-                self.heard_at = now;
-                self.prodded = false;
+            (Phase::Streaming, Input::Blocked) => {
+                self.blocked = true;
+                self.probe_due = Some(now + PROBE_AFTER);
                 Vec::new()
             }
+            (Phase::Streaming, Input::Listening) => {
+                (self.blocked, self.probe_due) = (false, None);
+                (self.heard_at, self.prodded) = (now, false);
+                Vec::new()
+            }
+            (Phase::Streaming, Input::Closing) => self.leave(Why::Closing),
             (Phase::Streaming, Input::Stop) => {
                 self.phase = Phase::Finishing { deadline: now + FINISH_PATIENCE };
                 vec![self.report(false, now), Effect::SayDone]
@@ -172,14 +187,22 @@ impl Machine {
             // What still comes was under way; nothing may be sent after we said that we are done.
             (
                 Phase::Finishing { .. },
-                Input::Due | Input::Received { .. } | Input::Confirmed(_) | Input::Listening | Input::Stop,
+                Input::Due
+                | Input::Received { .. }
+                | Input::Confirmed(_)
+                | Input::Blocked
+                | Input::Listening
+                | Input::Closing
+                | Input::Stop,
             ) => Vec::new(),
             (
                 Phase::Over,
                 Input::Received { .. }
                 | Input::Confirmed(_)
                 | Input::Due
+                | Input::Blocked
                 | Input::Listening
+                | Input::Closing
                 | Input::Stop
                 | Input::Ended,
             ) => Vec::new(),
@@ -197,22 +220,28 @@ impl Machine {
         self.heard_at = now;
         self.prodded = false;
         if has_data {
-            self.asked = None;
+            self.moved();
         }
         if !reply_requested {
             return Vec::new();
         }
-        let Asked { since, count } = self.asked.unwrap_or(Asked { since: now, count: 0 });
-        self.asked = Some(Asked { since, count: count + 1 });
-        let behind = self.confirmed < self.received;
-        if behind && count >= ASKED_COUNT_STOPPING && now >= since + STOPPING_PATIENCE {
-            return self.leave(Why::Stopping);
+        self.asked_count = self.asked_count.saturating_add(1);
+        if self.confirmed < self.received {
+            self.probe_due.get_or_insert(now + PROBE_AFTER);
         }
-        if count < PROMPT_ANSWER_COUNT {
+        if self.asked_count <= PROMPT_ANSWER_COUNT {
             return vec![self.report(false, now)];
         }
         self.report_due = self.report_due.min(now + ANSWER_INTERVAL);
         Vec::new()
+    }
+
+    /// The stream got somewhere, so nobody waits for us in vain.
+    fn moved(&mut self) {
+        self.asked_count = 0;
+        if !self.blocked {
+            self.probe_due = None;
+        }
     }
 
     fn on_confirmed(&mut self, lsn: Lsn, now: Instant) -> Vec<Effect> {
@@ -221,7 +250,8 @@ impl Machine {
         }
         self.confirmed = Some(lsn);
         // A server that waits for this very position is told at once.
-        if self.asked.take().is_some() {
+        if self.asked_count > 0 {
+            self.moved();
             return vec![self.report(false, now)];
         }
         self.report_due = self.report_due.min((self.reported_at + REPORT_INTERVAL_MIN).max(now));
@@ -229,15 +259,20 @@ impl Machine {
     }
 
     fn on_due(&mut self, now: Instant) -> Vec<Effect> {
-        if now >= self.heard_at + self.timing.silence_max {
+        let silent = !self.blocked && now >= self.silence_due();
+        if silent && self.prodded {
             return self.leave(Why::Silent);
         }
-        let prod = !self.prodded && now >= self.silence_due();
-        if prod {
-            self.prodded = true;
-            return vec![self.report(true, now)];
+        let mut effects = Vec::new();
+        if silent || now >= self.report_due {
+            self.prodded |= silent;
+            effects.push(self.report(silent, now));
         }
-        if now >= self.report_due { vec![self.report(false, now)] } else { Vec::new() }
+        if self.probe_due.is_some_and(|due| due <= now) {
+            self.probe_due = Some(now + PROBE_AFTER);
+            effects.push(Effect::Probe);
+        }
+        effects
     }
 
     /// When the server's silence is acted on: halfway it is asked to say something.
@@ -281,7 +316,7 @@ mod tests {
     fn reports(effects: &[Effect]) -> Vec<Option<Lsn>> {
         let durable = |effect: &Effect| match effect {
             Effect::Report(report) => Some(report.durable),
-            Effect::SayDone | Effect::Leave(_) => None,
+            Effect::SayDone | Effect::Probe | Effect::Leave(_) => None,
         };
         effects.iter().filter_map(durable).collect()
     }
@@ -298,11 +333,13 @@ mod tests {
             Input::Confirmed(lsn(50)),
             Input::Confirmed(lsn(150)),
             Input::Due,
+            Input::Blocked,
             Input::Listening,
+            Input::Closing,
             Input::Stop,
             Input::Ended,
         ];
-        let pauses = [0, 1, 40, 4_000, 31_000].map(Duration::from_millis);
+        let pauses = [0, 40, 6_000, 31_000].map(Duration::from_millis);
         let mut seen = BTreeSet::new();
         let mut paths: VecDeque<Vec<(Input, Duration)>> = VecDeque::from([Vec::new()]);
         let mut edge_count = 0;
@@ -333,7 +370,7 @@ mod tests {
     /// A state, times taken relative to now.
     #[derive(Debug)]
     #[allow(dead_code, reason = "compared by its Debug form")]
-    struct Shape(Phase2, Option<Lsn>, Option<Lsn>, Option<Lsn>, Duration, Duration, bool, Option<u32>);
+    struct Shape(Phase2, Option<Lsn>, Option<Lsn>, Option<Lsn>, [Duration; 3], [bool; 2], u32);
 
     #[derive(Debug)]
     enum Phase2 {
@@ -349,21 +386,22 @@ mod tests {
                 Phase::Finishing { .. } => Phase2::Finishing,
                 Phase::Over => Phase2::Over,
             };
-            let until = machine.report_due.saturating_duration_since(now);
-            let silent = now.saturating_duration_since(machine.heard_at).min(TIMING.silence_max);
-            let Machine { received, confirmed, reported, prodded, asked, .. } = machine;
-            let asked = asked.map(|asked| asked.count.min(7));
-            Self(phase, *received, *confirmed, *reported, until, silent, *prodded, asked)
+            let until = |due: Instant| due.saturating_duration_since(now);
+            let probe = machine.probe_due.map_or(Duration::MAX, until);
+            let silence = now.saturating_duration_since(machine.heard_at).min(TIMING.silence_max);
+            let Machine { received, confirmed, reported, prodded, blocked, asked_count, .. } = machine;
+            let times = [until(machine.report_due), probe, silence];
+            Self(phase, *received, *confirmed, *reported, times, [*prodded, *blocked], (*asked_count).min(6))
         }
     }
 
     fn check_edge(machine: &mut Machine, input: Input, now: Instant) {
         let before = (machine.phase, machine.confirmed, machine.received);
         let effects = machine.on(input, now);
-        let confirmed = match input {
-            Input::Confirmed(lsn) if before.0 == Phase::Streaming => before.1.max(Some(lsn)),
-            _ => before.1,
-        };
+        let mut confirmed = before.1;
+        if let (Phase::Streaming, Input::Confirmed(lsn)) = (before.0, input) {
+            confirmed = confirmed.max(Some(lsn));
+        }
         for effect in &effects {
             match effect {
                 Effect::Report(report) => {
@@ -371,7 +409,7 @@ mod tests {
                     assert_eq!(report.durable, confirmed, "what is reported is what the sinks hold");
                     assert!(report.received >= report.durable && report.received >= before.2);
                 }
-                Effect::SayDone => assert_eq!(before.0, Phase::Streaming),
+                Effect::SayDone | Effect::Probe => assert_eq!(before.0, Phase::Streaming),
                 Effect::Leave(_) => assert_eq!(machine.phase, Phase::Over),
             }
         }
@@ -386,11 +424,12 @@ mod tests {
                     let answered = !effects.is_empty() || machine.due() <= now + ANSWER_INTERVAL;
                     assert!(answered, "a request for a reply is answered soon");
                 }
+                Input::Closing => assert_eq!(effects, [Effect::Leave(Why::Closing)]),
                 Input::Due => assert!(
                     effects.contains(&Effect::Leave(Why::Silent)) || machine.due() > now,
                     "what is due is done: {effects:?}"
                 ),
-                Input::Received { .. } | Input::Confirmed(_) | Input::Listening => {}
+                Input::Received { .. } | Input::Confirmed(_) | Input::Blocked | Input::Listening => {}
             }
             assert!(machine.due() <= now + TIMING.status_interval.max(FINISH_PATIENCE));
         }
@@ -428,20 +467,38 @@ mod tests {
         assert_eq!(reports(&machine.on(Input::Confirmed(lsn(100)), now)), [Some(lsn(100))]);
     }
 
+    /// Gives `input` and then what is due until a probe is, and returns when that was.
+    fn probed_after(machine: &mut Machine, input: Input, start: Instant) -> Duration {
+        let mut now = start;
+        machine.on(input, now);
+        while now < start + TIMING.silence_max {
+            now = machine.due();
+            if machine.on(Input::Due, now).contains(&Effect::Probe) {
+                return now - start;
+            }
+            if input != Input::Blocked {
+                machine.on(input, now);
+            }
+        }
+        panic!("never probed");
+    }
+
     #[test]
     fn a_server_that_stops_does_not_wait_for_a_dead_sink() {
-        let mut now = Instant::now();
-        let mut machine = Machine::new(TIMING, lsn(10), Some(lsn(10)), now);
-        let until = now + STOPPING_PATIENCE;
-        let left = loop {
-            let effects = machine.on(received(100, true), now);
-            if let Some(Effect::Leave(why)) = effects.last() {
-                break (*why, now);
-            }
-            now += ANSWER_INTERVAL;
-            machine.on(Input::Due, now);
-        };
-        assert_eq!(left, (Why::Stopping, until));
+        let start = Instant::now();
+        let mut machine = Machine::new(TIMING, lsn(10), Some(lsn(10)), start);
+        assert_eq!(probed_after(&mut machine, received(100, true), start), PROBE_AFTER);
+        let later = start + PROBE_AFTER;
+        assert_eq!(machine.on(Input::Closing, later), [Effect::Leave(Why::Closing)]);
+
+        let mut machine = Machine::new(TIMING, lsn(10), Some(lsn(10)), start);
+        assert_eq!(probed_after(&mut machine, Input::Blocked, start), PROBE_AFTER);
+        machine.on(Input::Listening, later);
+        let mut now = later;
+        while now < later + TIMING.silence_max / 3 {
+            now = machine.due();
+            assert!(!machine.on(Input::Due, now).contains(&Effect::Probe), "who listens has no need to ask around");
+        }
     }
 
     #[test]
@@ -467,9 +524,11 @@ mod tests {
     fn silence_while_nobody_listened_means_nothing() {
         let start = Instant::now();
         let mut machine = Machine::new(TIMING, lsn(10), None, start);
+        machine.on(Input::Blocked, start);
         let later = start + TIMING.silence_max * 2;
+        assert_eq!(machine.on(Input::Due, later).len(), 2, "a report and a probe");
         machine.on(Input::Listening, later);
-        assert_eq!(reports(&machine.on(Input::Due, later)), [None]);
+        assert_eq!(machine.on(Input::Due, later), []);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Error;
 use super::blockers::open_transactions;
-use crate::model::{SnapshotSet, TableName, quote_identifier};
+use crate::model::{TableName, quote_identifier};
 use crate::wire::{Session, sqlstate};
 
 /// How often we look whether old transactions have ended.
@@ -60,14 +60,13 @@ pub async fn publication_tables(session: &Session, publication: &str) -> Result<
 /// in no stream, and a snapshot taken before it ends does not see it either (PITFALLS 20).
 pub async fn wait_out_running_transactions(session: &Session, timeout: Duration) -> Result<(), Error> {
     let deadline = Instant::now() + timeout;
-    let then = running(session).await?;
-    while let now = running(session).await?
-        && then.in_progress().iter().any(|xid| now.in_progress().binary_search(xid).is_ok())
-    {
+    // An id of our own, since a snapshot does not list the running transactions that are newer than the last one that
+    // ended (they are beyond its xmax): whatever is older than this one was running or is over.
+    let limit = xid(session, "SELECT pg_current_xact_id()::text").await?;
+    while xid(session, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text").await? < limit {
         if Instant::now() >= deadline {
             let mut blockers = open_transactions(session).await?;
-            // Ids are printed in 32 bits there, and only the oldest transactions are ours to wait for.
-            blockers.0.retain(|blocker| then.in_progress().iter().any(|xid| (*xid as u32).to_string() == blocker.xid));
+            blockers.0.retain(|blocker| precedes(&blocker.xid, limit));
             return Err(Error::TransactionsOpen { seconds: timeout.as_secs(), blockers });
         }
         sleep(POLL_INTERVAL).await;
@@ -75,8 +74,25 @@ pub async fn wait_out_running_transactions(session: &Session, timeout: Duration)
     Ok(())
 }
 
-async fn running(session: &Session) -> Result<SnapshotSet, Error> {
-    let row = session.query_one("SELECT pg_current_snapshot()::text", &[]).await;
-    let text: String = row.map_err(Error::query("look for open transactions"))?.get(0);
-    text.parse().map_err(|_| Error::Malformed { what: "pg_current_snapshot() gave no snapshot" })
+async fn xid(session: &Session, sql: &str) -> Result<u64, Error> {
+    let row = session.query_one(sql, &[]).await.map_err(Error::query("look for open transactions"))?;
+    row.get::<_, String>(0).parse().map_err(|_| Error::Malformed { what: "a transaction id is no number" })
+}
+
+/// `xid` as `pg_stat_activity` prints it: its lower 32 bits, compared in a circle (`TransactionIdPrecedes`).
+fn precedes(xid: &str, limit: u64) -> bool {
+    let lower_half = u32::try_from(limit & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+    xid.parse::<u32>().is_ok_and(|xid| xid.wrapping_sub(lower_half).cast_signed() < 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_compared_across_their_wraparound() {
+        assert!(precedes("735", 736) && !precedes("736", 736) && !precedes("737", 736));
+        assert!(precedes("4294967295", (1 << 32) + 3) && !precedes("5", (1 << 32) + 3));
+        assert!(!precedes("", 736));
+    }
 }

@@ -105,10 +105,10 @@ async fn one_session(
     };
     let (both, admitted) = begun?;
     backoff.on_success();
-    let Admitted { start, proto_version, streaming, sender_timeout, .. } = admitted;
+    let Admitted { start, proto_version, streaming, .. } = admitted;
     tracing::info!(slot = options.slot, %start, proto_version, streaming, "source streams");
     ports.state.send_replace(SessionState::Streaming { received: start });
-    let driver = Driver::new(both, start, options.status_interval, sender_timeout, ports);
+    let driver = Driver::new(both, &admitted, options, ports);
     driver.run(SourceEvent::Session { proto_version, streaming, start }).await
 }
 

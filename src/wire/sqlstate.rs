@@ -9,6 +9,8 @@ pub const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
 pub const UNDEFINED_OBJECT: &str = "42704";
 pub const DUPLICATE_OBJECT: &str = "42710";
 pub const QUERY_CANCELED: &str = "57014";
+/// The server is starting up, shutting down, or recovering.
+pub const CANNOT_CONNECT_NOW: &str = "57P03";
 pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 pub(super) fn disposition(sqlstate: &str) -> Disposition {
