@@ -45,8 +45,8 @@ pub(super) struct Machine {
     reported_at: Instant,
     report_due: Instant,
     heard_at: Instant,
-    /// Whether the server was asked to say something since.
-    prodded: bool,
+    /// When the server was asked to say something, if it was since.
+    prodded_at: Option<Instant>,
     /// How often the server has asked for a reply since we last got anywhere.
     asked_count: u32,
     /// Nobody takes what was read, so nothing is read.
@@ -130,7 +130,7 @@ impl Machine {
             reported_at: now,
             report_due: now,
             heard_at: now,
-            prodded: false,
+            prodded_at: None,
             asked_count: 0,
             blocked: false,
             probe_due: None,
@@ -173,7 +173,7 @@ impl Machine {
             }
             (Phase::Streaming, Input::Listening) => {
                 (self.blocked, self.probe_due) = (false, None);
-                (self.heard_at, self.prodded) = (now, false);
+                (self.heard_at, self.prodded_at) = (now, None);
                 Vec::new()
             }
             (Phase::Streaming, Input::Closing) => self.leave(Why::Closing),
@@ -218,7 +218,7 @@ impl Machine {
     ) -> Vec<Effect> {
         self.received = self.received.max(through);
         self.heard_at = now;
-        self.prodded = false;
+        self.prodded_at = None;
         if has_data {
             self.moved();
         }
@@ -260,12 +260,14 @@ impl Machine {
 
     fn on_due(&mut self, now: Instant) -> Vec<Effect> {
         let silent = !self.blocked && now >= self.silence_due();
-        if silent && self.prodded {
+        if silent && self.prodded_at.is_some() {
             return self.leave(Why::Silent);
         }
         let mut effects = Vec::new();
         if silent || now >= self.report_due {
-            self.prodded |= silent;
+            if silent {
+                self.prodded_at = Some(now);
+            }
             effects.push(self.report(silent, now));
         }
         if self.probe_due.is_some_and(|due| due <= now) {
@@ -275,10 +277,9 @@ impl Machine {
         effects
     }
 
-    /// When the server's silence is acted on: halfway it is asked to say something.
+    /// When the server's silence is acted on: halfway it is asked to say something, and has the other half to do so.
     fn silence_due(&self) -> Instant {
-        let patience = if self.prodded { self.timing.silence_max } else { self.timing.silence_max / 2 };
-        self.heard_at + patience
+        self.prodded_at.unwrap_or(self.heard_at) + self.timing.silence_max / 2
     }
 
     fn report(&mut self, reply_requested: bool, now: Instant) -> Effect {
@@ -370,7 +371,7 @@ mod tests {
     /// A state, times taken relative to now.
     #[derive(Debug)]
     #[allow(dead_code, reason = "compared by its Debug form")]
-    struct Shape(Phase2, Option<Lsn>, Option<Lsn>, Option<Lsn>, [Duration; 3], [bool; 2], u32);
+    struct Shape(Phase2, Option<Lsn>, Option<Lsn>, Option<Lsn>, [Duration; 4], bool, u32);
 
     #[derive(Debug)]
     enum Phase2 {
@@ -389,9 +390,10 @@ mod tests {
             let until = |due: Instant| due.saturating_duration_since(now);
             let probe = machine.probe_due.map_or(Duration::MAX, until);
             let silence = now.saturating_duration_since(machine.heard_at).min(TIMING.silence_max);
-            let Machine { received, confirmed, reported, prodded, blocked, asked_count, .. } = machine;
-            let times = [until(machine.report_due), probe, silence];
-            Self(phase, *received, *confirmed, *reported, times, [*prodded, *blocked], (*asked_count).min(6))
+            let Machine { received, confirmed, reported, prodded_at, blocked, asked_count, .. } = machine;
+            let prodded = prodded_at.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
+            let times = [until(machine.report_due), probe, silence, prodded];
+            Self(phase, *received, *confirmed, *reported, times, *blocked, (*asked_count).min(6))
         }
     }
 

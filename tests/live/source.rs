@@ -192,8 +192,10 @@ async fn transactions_that_were_running_are_waited_out() {
     // One that begins later is nobody's to wait for.
     writer.batch_execute("BEGIN; INSERT INTO public.t VALUES (2)").await.unwrap();
     let later = wire::connect(&endpoint(&server), "later").await.unwrap();
-    let waiting = source::wait_out_running_transactions(&later, PATIENCE);
-    let (waited, _) = tokio::join!(waiting, async {
+    let pid = later.backend_pid();
+    let asking = format!("SELECT query LIKE '%pg_snapshot_xmin%' FROM pg_stat_activity WHERE pid = {pid}");
+    let (waited, ()) = tokio::join!(source::wait_out_running_transactions(&later, PATIENCE), async {
+        until(&session, &asking).await;
         session.batch_execute("BEGIN; INSERT INTO public.t VALUES (3)").await.unwrap();
         writer.batch_execute("COMMIT").await.unwrap();
     });
