@@ -177,7 +177,10 @@ async fn an_adopted_slot_must_be_one_that_we_can_read() {
     assert_fails(&check_pair(&pair, &adopting("physical")).await, "source.slot", "not pgoutput");
     source.exec("CREATE DATABASE elsewhere").await;
     let (server, _) = pair.source.url().rsplit_once('/').unwrap();
-    Db::connect(&format!("{server}/elsewhere")).await.exec("SELECT pg_create_logical_replication_slot('other', 'pgoutput')").await;
+    Db::connect(&format!("{server}/elsewhere"))
+        .await
+        .exec("SELECT pg_create_logical_replication_slot('other', 'pgoutput')")
+        .await;
     assert_fails(&check_pair(&pair, &adopting("other")).await, "source.slot", "elsewhere");
     // Ours, without a migration that knows of it.
     source.exec("SELECT pg_create_logical_replication_slot('changeover_shop', 'pgoutput')").await;

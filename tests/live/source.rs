@@ -1,7 +1,5 @@
 //! The replication session against real servers: what it refuses, what it survives, and that nothing holds up its reports.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
-
 use std::time::Duration;
 
 use changeover::demo::{PgCluster, StopMode};

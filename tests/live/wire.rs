@@ -1,7 +1,5 @@
 //! Connections: every way of protecting them and of proving who we are, against servers that insist on it.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
-
 use std::path::PathBuf;
 use std::time::Duration;
 
