@@ -1,0 +1,405 @@
+//! What is where, who has read what, and whether there is room. Pure: the driver does the writing and the waiting.
+//!
+//! The log is one dense run of batches, oldest first: what is in segments, then what is in memory. Its beginning is the
+//! oldest batch that some sink has not released.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::model::{Batch, SinkName};
+
+use super::segment::Spot;
+use super::{CursorUsage, Usage};
+
+/// How much goes to disk at a time: large, so that the disk writes in sequence.
+const RUN_BYTES: u64 = 1 << 20;
+/// Places are noted this far apart in a segment, so that a cursor that falls back to disk finds its batch without
+/// reading the segment from its start.
+const PLACE_INTERVAL_BYTES: u64 = 1 << 20;
+
+#[derive(Debug)]
+pub(super) struct Log {
+    limits: Limits,
+    /// `seq` of the next batch; `None` before the first.
+    next: Option<u64>,
+    memory: VecDeque<Held>,
+    memory_bytes: u64,
+    segments: VecDeque<Segment>,
+    segment_bytes: u64,
+    /// The segment that is being written to just now; it must not disappear.
+    writing: Option<u64>,
+    stash_bytes: u64,
+    /// The total of everything appended so far.
+    appended_bytes: u64,
+    /// Below this, batches were let go although no sink had released them: see [`Log::forget`].
+    forgotten: u64,
+    readers: Vec<Reader>,
+    /// The newest batch ends inside a transaction.
+    inside_transaction: bool,
+    full_since_us: Option<i64>,
+    end: End,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) memory_bytes: u64,
+    pub(super) disk_bytes: u64,
+    /// A segment is closed once it is this large.
+    pub(super) segment_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Batches come and go.
+    Open,
+    /// Nothing more comes; what is there is still read.
+    Closed,
+    /// Nothing more is read either.
+    Abandoned,
+}
+
+#[derive(Debug)]
+struct Held {
+    batch: Arc<Batch>,
+    size_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Segment {
+    number: u64,
+    first: u64,
+    /// One past its last batch.
+    end: u64,
+    bytes: u64,
+    /// Some of its batches and where their records begin, in order.
+    places: Vec<(u64, u64)>,
+}
+
+/// One sink's place.
+#[derive(Debug)]
+struct Reader {
+    sink: SinkName,
+    taken: bool,
+    /// False once its cursor is gone: it holds nothing any more.
+    attached: bool,
+    read: u64,
+    read_bytes: u64,
+    released: u64,
+    released_bytes: u64,
+}
+
+/// Whether the next batch may be appended.
+#[derive(Debug)]
+pub(super) enum Admission {
+    Now,
+    /// Write these to disk first.
+    Spill(Vec<Arc<Batch>>),
+    Ended,
+}
+
+/// Where a reader's next batch is.
+#[derive(Debug)]
+pub(super) enum Next {
+    Here { batch: Arc<Batch>, size_bytes: u64 },
+    OnDisk { spot: Spot, length: u64 },
+    NotYet,
+    Ended,
+}
+
+impl Log {
+    pub(super) fn new(limits: Limits, sinks: &[SinkName]) -> Self {
+        let reader = |sink: &SinkName| Reader {
+            sink: *sink,
+            taken: false,
+            attached: true,
+            read: 0,
+            read_bytes: 0,
+            released: 0,
+            released_bytes: 0,
+        };
+        Self {
+            limits,
+            next: None,
+            memory: VecDeque::new(),
+            memory_bytes: 0,
+            segments: VecDeque::new(),
+            segment_bytes: 0,
+            writing: None,
+            stash_bytes: 0,
+            appended_bytes: 0,
+            forgotten: 0,
+            readers: sinks.iter().map(reader).collect(),
+            inside_transaction: false,
+            full_since_us: None,
+            end: End::Open,
+        }
+    }
+
+    // Appending.
+
+    /// Whether a batch of `size_bytes` fits. What is larger than all memory passes alone.
+    pub(super) fn admit(&self, size_bytes: u64) -> Admission {
+        if self.end != End::Open {
+            return Admission::Ended;
+        }
+        if self.memory.is_empty() || self.memory_bytes + size_bytes <= self.limits.memory_bytes {
+            return Admission::Now;
+        }
+        let excess = self.memory_bytes + size_bytes - self.limits.memory_bytes;
+        let goal = excess.max(self.limits.memory_bytes / 4).min(RUN_BYTES);
+        let mut taken = 0;
+        let run = self.memory.iter().take_while(|held| {
+            let more = taken < goal;
+            taken += held.size_bytes;
+            more
+        });
+        Admission::Spill(run.map(|held| Arc::clone(&held.batch)).collect())
+    }
+
+    pub(super) fn push(&mut self, batch: Batch, size_bytes: u64) {
+        if self.next.is_none() {
+            self.begin_at(batch.seq);
+        }
+        assert_eq!(self.next, Some(batch.seq), "batches are appended in order and without gaps");
+        self.next = Some(batch.seq + 1);
+        self.inside_transaction = batch.transactions.last().is_some_and(|last| !last.part.ends());
+        self.appended_bytes += size_bytes;
+        self.memory_bytes += size_bytes;
+        self.memory.push_back(Held { batch: Arc::new(batch), size_bytes });
+        self.collect_memory();
+    }
+
+    fn begin_at(&mut self, seq: u64) {
+        self.next = Some(seq);
+        self.forgotten = seq;
+        for reader in &mut self.readers {
+            (reader.read, reader.released) = (seq, seq);
+        }
+    }
+
+    /// The oldest batch in memory, which is the next to go to disk.
+    pub(super) fn memory_first(&self) -> Option<u64> {
+        self.memory.front().map(|held| held.batch.seq)
+    }
+
+    // Disk.
+
+    pub(super) fn disk_room_bytes(&self) -> u64 {
+        self.limits.disk_bytes.saturating_sub(self.segment_bytes + self.stash_bytes)
+    }
+
+    /// The segment that a run starting with batch `first` may be appended to.
+    pub(super) fn open_segment(&self, first: u64) -> Option<u64> {
+        let last = self.segments.back()?;
+        (last.end == first && last.bytes < self.limits.segment_bytes).then_some(last.number)
+    }
+
+    /// A run of `bytes` is about to be written to segment `number`: its room is taken from now on.
+    pub(super) fn begin_write(&mut self, number: u64, bytes: u64) {
+        self.segment_bytes += bytes;
+        self.writing = Some(number);
+    }
+
+    /// The write failed; the segment is as it was and gets no more. Returns how long it is.
+    pub(super) fn cancel_write(&mut self, number: u64, bytes: u64) -> u64 {
+        self.segment_bytes -= bytes;
+        self.writing = None;
+        self.segments.iter().find(|segment| segment.number == number).map_or(0, |segment| segment.bytes)
+    }
+
+    /// Batches `first..end` are in segment `number` now, and out of memory.
+    pub(super) fn finish_write(&mut self, number: u64, first: u64, end: u64, bytes: u64) {
+        self.writing = None;
+        match self.segments.back_mut() {
+            Some(last) if last.number == number => {
+                if last.places.last().is_none_or(|(_, offset)| last.bytes - offset >= PLACE_INTERVAL_BYTES) {
+                    last.places.push((first, last.bytes));
+                }
+                last.end = end;
+                last.bytes += bytes;
+            }
+            Some(_) | None => {
+                self.segments.push_back(Segment { number, first, end, bytes, places: vec![(first, 0)] });
+            }
+        }
+        while self.memory.front().is_some_and(|held| held.batch.seq < end) {
+            self.pop_memory();
+        }
+    }
+
+    /// Segments nobody needs any more. They count until [`Log::removed`].
+    pub(super) fn take_dead_segments(&mut self) -> Vec<(u64, u64)> {
+        let first = self.first_needed();
+        let mut dead = Vec::new();
+        while let Some(oldest) = self.segments.front()
+            && oldest.end <= first
+            && self.writing != Some(oldest.number)
+        {
+            dead.push((oldest.number, oldest.bytes));
+            self.segments.pop_front();
+        }
+        dead
+    }
+
+    pub(super) fn removed(&mut self, bytes: u64) {
+        self.segment_bytes -= bytes;
+    }
+
+    pub(super) fn has_segments(&self) -> bool {
+        self.segment_bytes > 0
+    }
+
+    pub(super) fn add_stash(&mut self, bytes: u64) {
+        self.stash_bytes += bytes;
+    }
+
+    pub(super) fn remove_stash(&mut self, bytes: u64) {
+        self.stash_bytes -= bytes;
+    }
+
+    // Reading.
+
+    /// The reader of `sink`, once.
+    pub(super) fn take_reader(&mut self, sink: SinkName) -> usize {
+        let slot = self.readers.iter().position(|reader| reader.sink == sink && !reader.taken);
+        let slot = slot.unwrap_or_else(|| panic!("the {sink} has no cursor, or it was taken before"));
+        self.readers[slot].taken = true;
+        slot
+    }
+
+    pub(super) fn sink(&self, slot: usize) -> SinkName {
+        self.readers[slot].sink
+    }
+
+    pub(super) fn next_for(&self, slot: usize) -> Next {
+        let seq = self.readers[slot].read;
+        if self.end == End::Abandoned {
+            return Next::Ended;
+        }
+        if let Some(first) = self.memory_first().filter(|first| *first <= seq)
+            && let Some(held) = self.memory.get((seq - first) as usize)
+        {
+            return Next::Here { batch: Arc::clone(&held.batch), size_bytes: held.size_bytes };
+        }
+        if self.next.is_some_and(|next| seq < next) {
+            return self.on_disk(seq);
+        }
+        if self.end == End::Closed { Next::Ended } else { Next::NotYet }
+    }
+
+    fn on_disk(&self, seq: u64) -> Next {
+        let segment = &self.segments[self.segments.partition_point(|segment| segment.end <= seq)];
+        assert!(segment.first <= seq, "what is neither in memory nor released is in a segment");
+        let place = segment.places.partition_point(|(first, _)| *first <= seq) - 1;
+        let spot = Spot { segment: segment.number, seq, offset: segment.places[place].1 };
+        Next::OnDisk { spot, length: segment.bytes }
+    }
+
+    /// The reader has got its next batch.
+    pub(super) fn read(&mut self, slot: usize, size_bytes: u64) {
+        self.readers[slot].read += 1;
+        self.readers[slot].read_bytes += size_bytes;
+    }
+
+    /// The reader's sink needs the `count` oldest of its batches no more.
+    pub(super) fn release(&mut self, slot: usize, count: u64, size_bytes: u64) {
+        let reader = &mut self.readers[slot];
+        reader.released += count;
+        reader.released_bytes += size_bytes;
+        assert!(reader.released <= reader.read, "the {} released what it has not read", reader.sink);
+        self.collect_memory();
+    }
+
+    /// Back to the oldest batch not released; false when that one is no longer there.
+    pub(super) fn rewind(&mut self, slot: usize) -> bool {
+        let reader = &mut self.readers[slot];
+        if reader.released < self.forgotten {
+            return false;
+        }
+        (reader.read, reader.read_bytes) = (reader.released, reader.released_bytes);
+        true
+    }
+
+    /// The reader's cursor is gone.
+    pub(super) fn detach(&mut self, slot: usize) {
+        self.readers[slot].attached = false;
+        self.collect_memory();
+    }
+
+    /// Lets go what everybody has read but nobody can release: the beginning of a transaction larger than all the room
+    /// there is, whose sinks release it only after its end. Without this its end could never be appended. True when it
+    /// made a difference.
+    pub(super) fn forget(&mut self) -> bool {
+        let Some(next) = self.next else { return false };
+        let all_read = self.readers.iter().filter(|reader| reader.attached).all(|reader| reader.read == next);
+        if !self.inside_transaction || !all_read || self.first_needed() == next {
+            return false;
+        }
+        self.forgotten = next;
+        self.collect_memory();
+        true
+    }
+
+    fn first_needed(&self) -> u64 {
+        let released = self.readers.iter().filter(|reader| reader.attached).map(|reader| reader.released).min();
+        released.unwrap_or(self.next.unwrap_or(0)).max(self.forgotten)
+    }
+
+    fn collect_memory(&mut self) {
+        let first = self.first_needed();
+        while self.memory.front().is_some_and(|held| held.batch.seq < first) {
+            self.pop_memory();
+        }
+    }
+
+    fn pop_memory(&mut self) {
+        if let Some(held) = self.memory.pop_front() {
+            self.memory_bytes -= held.size_bytes;
+        }
+    }
+
+    // The whole.
+
+    pub(super) fn end(&mut self, end: End) {
+        match (self.end, end) {
+            (End::Abandoned, _) | (End::Closed, End::Open) => {}
+            (End::Open | End::Closed, end) => self.end = end,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.end == End::Open
+    }
+
+    /// Notes that the stream is held up; true when it was not before.
+    pub(super) fn mark_full(&mut self, now_us: i64) -> bool {
+        let turned = self.full_since_us.is_none();
+        self.full_since_us.get_or_insert(now_us);
+        turned
+    }
+
+    /// Notes that the stream goes on; since when it was held up, if it was.
+    pub(super) fn mark_flowing(&mut self) -> Option<i64> {
+        self.full_since_us.take()
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let next = self.next.unwrap_or(0);
+        let cursor = |reader: &Reader| CursorUsage {
+            sink: reader.sink,
+            batches_behind: next - reader.read,
+            bytes_behind: self.appended_bytes - reader.read_bytes,
+            batches_unsettled: reader.read - reader.released,
+            bytes_unsettled: reader.read_bytes - reader.released_bytes,
+        };
+        Usage {
+            memory_bytes: self.memory_bytes,
+            memory_capacity_bytes: self.limits.memory_bytes,
+            disk_bytes: self.segment_bytes + self.stash_bytes,
+            disk_capacity_bytes: self.limits.disk_bytes,
+            stash_bytes: self.stash_bytes,
+            full_since_us: self.full_since_us,
+            cursors: self.readers.iter().filter(|reader| reader.attached).map(cursor).collect(),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Batches and directories for this room's tests.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::model::{
+    Batch, Change, ChangeKind, Column, Datum, Lsn, Part, Relation, ReplicaIdentity, TableName, Transaction,
+    TupleBuilder, Xid,
+};
+
+/// A directory of its own, removed with everything in it.
+pub(super) struct TempDir(PathBuf);
+
+impl TempDir {
+    pub(super) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("changeover-test-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn file_count(&self) -> usize {
+        let names = std::fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".spool")).count()
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+/// Where batch `seq` ends.
+pub(super) fn through(seq: u64) -> Lsn {
+    Lsn::new((seq + 1) * 100).unwrap()
+}
+
+/// A batch of one whole transaction with one row of about `row_bytes`.
+pub(super) fn batch(seq: u64, row_bytes: usize) -> Batch {
+    part(seq, row_bytes, Part::Whole)
+}
+
+pub(super) fn part(seq: u64, row_bytes: usize, part: Part) -> Batch {
+    let column = |name: &str| Column {
+        name: name.to_owned(),
+        type_oid: 25,
+        type_modifier: -1,
+        in_identity: false,
+        type_name: None,
+    };
+    let relation = Relation {
+        oid: 16384,
+        name: TableName::new("public", "items"),
+        identity: ReplicaIdentity::Full,
+        columns: vec![column("a"), column("b")],
+    };
+    let mut tuple = TupleBuilder::default();
+    tuple.push(Datum::Text(&vec![seq as u8; row_bytes])).push(Datum::Unchanged);
+    let change = Change { lsn: Lsn::new(seq + 7), kind: ChangeKind::Insert { relation: 0, new: tuple.finish() } };
+    let through = if part.ends() { through(seq) } else { Lsn::new(1).unwrap() };
+    Batch {
+        seq,
+        relations: vec![Arc::new(relation)],
+        transactions: vec![Transaction {
+            xid: Xid(seq as u32),
+            commit: through,
+            end: through,
+            committed_at_us: seq as i64,
+            origin: None,
+            part,
+            first_ordinal: 0,
+            changes: vec![change],
+        }],
+        through,
+        wal_end: through,
+    }
+}
