@@ -102,7 +102,7 @@ fn flow(status: &Status) -> String {
     let connection = if status.source.connected { "connected" } else { "NOT CONNECTED" };
     let retained = status.source.slot_retained_bytes.map(|bytes| format!(" · slot keeps {}", format_size(bytes)));
     let latency = match (status.latency.p50_ms, status.latency.p99_ms) {
-        (Some(p50), Some(p99)) => format!(" · p50 {p50:.0} ms, p99 {p99:.0} ms"),
+        (Some(p50), Some(p99)) => format!(" · p50/p99 {p50:.0}/{p99:.0} ms"),
         (Some(_) | None, _) => String::new(),
     };
     format!(
@@ -131,7 +131,7 @@ fn copy(snapshot: &SnapshotStatus, phase: Phase) -> Option<String> {
 
 fn sink(sink: &SinkStatus) -> String {
     format!(
-        "{:<8} {} behind, {} · {} rows in {} transactions · at {}",
+        "{:<8} {} behind, {} · {} rows in {} commits · at {}",
         sink.sink.as_str(),
         format_size(sink.lag_bytes),
         seconds(sink.lag_seconds),
@@ -213,7 +213,7 @@ fn state(table: &TableStatus) -> String {
 }
 
 fn bar(share: f64, columns: usize) -> String {
-    const PARTS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    const PARTS: [char; 8] = ['·', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
     let eighths = (share.clamp(0.0, 1.0) * (columns * 8) as f64).floor() as usize;
     let (full, rest) = (eighths / 8, eighths % 8);
     let mut drawn = "█".repeat(full);
