@@ -35,7 +35,7 @@ async fn serve(config: Config) -> Result<Exit, Failure> {
     let options = control::Options { handle, metrics: telemetry::metrics::install_recorder(), token };
     let (stop, answered) = (CancellationToken::new(), CancellationToken::new());
     let working = async {
-        let ended = daemon.run(stop.clone()).await;
+        let ended = Box::pin(daemon.run(stop.clone())).await;
         answered.cancel();
         ended
     };

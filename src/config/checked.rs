@@ -141,7 +141,7 @@ pub struct Cutover {
 /// What sends the clients to one side or the other.
 #[derive(Clone, Debug)]
 pub enum Router {
-    PgBouncer(PgBouncer),
+    PgBouncer(Box<PgBouncer>),
     Command(CommandRouter),
     Http(HttpRouter),
 }

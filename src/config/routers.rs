@@ -49,7 +49,9 @@ fn check_router(
     }
     refuse_foreign_keys(table, kind, &raw, findings);
     match kind {
-        RouterKind::PgBouncer => pgbouncer(table, raw, source, target, findings).map(Router::PgBouncer),
+        RouterKind::PgBouncer => {
+            pgbouncer(table, raw, source, target, findings).map(|router| Router::PgBouncer(Box::new(router)))
+        }
         RouterKind::Command => command(table, raw, findings).map(Router::Command),
         RouterKind::Http => http(table, raw, findings).map(Router::Http),
     }

@@ -12,7 +12,7 @@ use crate::telemetry;
 /// Looks at both sides, this machine, the broker and the routers. Never fails: what cannot be asked is a FAIL.
 pub async fn check(config: &Config) -> Report {
     let mut findings = Findings::default();
-    let (source, target) = tokio::join!(Side::source(config), Side::target(config));
+    let (source, target) = tokio::join!(Box::pin(Side::source(config)), Box::pin(Side::target(config)));
     let source = findings.reached("source.reach", config.source.endpoint.to_string(), source);
     let target = findings.reached("target.reach", config.target.endpoint.to_string(), target);
     if let (Some(source), Some(target)) = (source, target) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::fs;
+use tokio_postgres::SimpleQueryMessage;
 
 use super::finding::Finding;
 use crate::config::{Kafka, PgBouncer, Router};
@@ -67,10 +68,7 @@ async fn admin(pgbouncer: &PgBouncer) -> Finding {
         Ok(databases) => databases,
         Err(error) => return Finding::fail(check, error, remedy),
     };
-    let named = |message: &tokio_postgres::SimpleQueryMessage| match message {
-        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0) == Some(pgbouncer.database.as_str()),
-        _ => false,
-    };
+    let named = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(pgbouncer.database.as_str()));
     if databases.iter().any(named) {
         return Finding::pass(check, format!("{} knows {}", pgbouncer.admin, pgbouncer.database));
     }
