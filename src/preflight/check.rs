@@ -4,7 +4,7 @@ use tracing::debug;
 
 use super::finding::{Finding, Report};
 use super::sides::{Side, Sides};
-use super::{Error, adopted, contents, machine, routes, server, source, tables, target};
+use super::{Error, adopted, contents, here, routes, server, source, tables, target};
 use crate::config::{Config, SnapshotMode};
 use crate::model::Disposition;
 use crate::telemetry;
@@ -70,7 +70,7 @@ async fn check_target(sides: &Sides<'_>, findings: &mut Findings) {
             findings.add("target.empty", contents::empty_database(sides).await);
             findings.add("target.extensions", contents::extensions(sides).await);
             findings.add("target.owners", contents::owners(sides).await);
-            findings.add("here.pg_dump", machine::pg_dump(sides).await);
+            findings.add("here.pg_dump", here::pg_dump(sides).await);
         }
         SnapshotMode::Data => {
             findings.0.extend(contents::schema(sides));
@@ -81,7 +81,7 @@ async fn check_target(sides: &Sides<'_>, findings: &mut Findings) {
 }
 
 async fn check_around(config: &Config, findings: &mut Findings) {
-    findings.add("here.spool_dir", Ok(machine::spool_dir(config).await));
+    findings.add("here.spool_dir", Ok(here::spool_dir(config).await));
     if let Some(kafka) = &config.kafka {
         findings.add("kafka.reach", Ok(routes::kafka(kafka).await));
     }

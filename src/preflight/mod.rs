@@ -14,7 +14,7 @@ mod tables;
 mod adopted;
 mod target;
 mod contents;
-mod machine;
+mod here;
 mod routes;
 
 mod care;
