@@ -115,6 +115,10 @@ impl Board {
         if *now != phase {
             info!(from = now.as_str(), to = phase.as_str(), "phase");
             *now = phase;
+            if phase == Phase::Streaming {
+                // What waited in the spool for the copy to end says nothing about the stream.
+                self.0.latency.clear();
+            }
         }
     }
 

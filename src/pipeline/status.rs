@@ -25,7 +25,7 @@ pub struct Status {
     pub lag_bytes: u64,
     /// How old the oldest change is that the target has not applied; 0 when idle and caught up.
     pub lag_seconds: f64,
-    /// From commit on the source to visible on the target, since the daemon started.
+    /// From commit on the source to visible on the target, since the phase became streaming.
     pub latency: LatencyStatus,
     pub sinks: Vec<SinkStatus>,
     pub spool: SpoolStatus,

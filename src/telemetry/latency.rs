@@ -25,6 +25,13 @@ impl Latency {
         self.buckets[bucket_of(duration)].fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Forgets everything recorded so far.
+    pub fn clear(&self) {
+        for bucket in &self.buckets {
+            bucket.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// The duration that `share` (0 to 1) of all events did not exceed; `None` when nothing was recorded.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
