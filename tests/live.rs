@@ -23,3 +23,8 @@ mod preflight;
 mod cli;
 #[path = "live/apply.rs"]
 mod apply;
+
+#[path = "live/migrate.rs"]
+mod migrate;
+#[path = "live/crash.rs"]
+mod crash;

@@ -144,20 +144,21 @@ async fn thirty_kills_at_random_moments_lose_nothing_and_repeat_nothing() {
     let kafka = format!("[kafka]\nbootstrap_servers = {:?}\ntopic_prefix = {prefix:?}", bootstrap());
     let config = TestConfig::new("crash", &pair).with(&kafka);
 
+    let mut daemon = Daemon::start(&config);
+    // What was written before the slot is in the copy and not in the stream.
+    slot_begins(&target).await;
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
         clients.spawn(client(pair.source.url().to_owned(), number, seed ^ number, Arc::clone(&stop)));
     }
-    let mut daemon = Daemon::start(&config);
     let mut phases: BTreeMap<String, u32> = BTreeMap::new();
     for kill in 0..KILLS {
-        // Short lives at first, which hit the copy; longer ones reach the stream.
-        let longest = if kill < KILLS / 3 { 900 } else { 2500 };
-        let life = Duration::from_millis(rng.u64(100..longest));
-        thread::sleep(life);
-        let phase = target.query_text("SELECT phase FROM changeover.migration").await;
-        *phases.entry(phase.first().cloned().unwrap_or_default()).or_default() += 1;
+        // Short lives at first, which hit the copy; longer ones reach the stream; the longest let the producer come back,
+        // which takes as long as the broker needs to end the transaction of the one that was killed.
+        let life_ms = [100..900, 300..2500, 3000..6000][(kill * 3 / KILLS) as usize].clone();
+        thread::sleep(Duration::from_millis(rng.u64(life_ms)));
+        *phases.entry(phase(&target).await).or_default() += 1;
         assert!(daemon.is_running(), "the daemon ended by itself:\n{}", daemon.log());
         daemon.kill();
         daemon.start_again();
@@ -173,6 +174,24 @@ async fn thirty_kills_at_random_moments_lose_nothing_and_repeat_nothing() {
     assert_equal(&source, &target).await;
     assert_told_exactly_once(&source, &prefix).await;
     assert_eq!(target.scalar("SELECT sum(balance) FROM account").await, "20000");
+}
+
+async fn slot_begins(target: &Db) {
+    let ready = "SELECT count(*) FROM pg_class WHERE relname = 'migration'";
+    let begun = "SELECT count(*) FROM changeover.migration WHERE consistent_point IS NOT NULL";
+    for sql in [ready, begun] {
+        while target.scalar(sql).await == "0" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+async fn phase(target: &Db) -> String {
+    let there = target.scalar("SELECT to_regclass('changeover.migration') IS NOT NULL").await;
+    if there == "f" {
+        return "nothing yet".to_owned();
+    }
+    target.query_text("SELECT phase FROM changeover.migration").await.pop().unwrap_or_default()
 }
 
 /// Both sinks hold everything that is committed now.
