@@ -8,7 +8,8 @@ use super::error::Error;
 use super::fold::Layers;
 use super::group::{self, Extent, Group};
 use super::queue::Member;
-use super::session::{Outcome, Script, Sent, Target};
+use super::session::{Outcome, Script, Target};
+use super::transaction::{Step, WRONG_COUNT, close, open, refused};
 
 /// Statements sent at once. The answer to a failure says which of them it was, and the server's answers to this many
 /// fit into a socket's buffer.
@@ -17,18 +18,6 @@ const STATEMENTS_AT_ONCE: usize = 500;
 /// Bytes sent at once.
 const BYTES_AT_ONCE: usize = 1 << 20;
 
-/// A division by zero: a count of rows was not what it must be.
-pub(super) const WRONG_COUNT: &str = "22012";
-
-/// What a statement of a group is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    Frame,
-    Position,
-    /// By index into the group's layers.
-    Layer(usize),
-}
-
 /// What a statement of a careful pass is for: change `ordinal` of a member.
 #[derive(Clone, Copy, Debug)]
 struct Row {
@@ -36,18 +25,7 @@ struct Row {
     ordinal: u64,
 }
 
-/// The whole group as one pipeline.
-pub(super) fn send(target: &mut Target, group: &Group) -> Result<Sent<Step>, Error> {
-    let mut script = Script::new();
-    open(target, &mut script, group);
-    for (at, layer) in group.layers.list().iter().enumerate() {
-        target.layer(&mut script, layer, Step::Layer(at))?;
-    }
-    close(target, &mut script, group);
-    Ok(target.send(script))
-}
-
-/// After the pipeline of [`send`] has failed: undoes it, and applies the same changes one by one.
+/// After the pipeline of [`super::transaction::send`] has failed: undoes it, and applies the same changes one by one.
 pub(super) async fn apply(target: &mut Target, group: &Group) -> Result<(), Error> {
     let mut script = Script::new();
     match group.extent {
@@ -64,43 +42,10 @@ pub(super) async fn apply(target: &mut Target, group: &Group) -> Result<(), Erro
     frame(target, script).await
 }
 
-/// What stands before a group's rows: the position first, whose lock keeps another daemon out.
-fn open(target: &mut Target, script: &mut Script<Step>, group: &Group) {
-    let begins = !matches!(group.extent, Extent::Piece { first: false, .. });
-    if begins {
-        target.begin(script, Step::Frame);
-        let last = group.members.last().map(Member::transaction);
-        let through = group.through.max(last.map(|last| last.end)).expect("a group is not sent empty");
-        target.position(script, through, last.map(|last| last.committed_at_us), Step::Position);
-    }
-    if group.extent != Extent::Whole {
-        target.fixed(script, "SAVEPOINT piece", Step::Frame);
-    }
-}
-
-/// What stands behind them.
-fn close(target: &mut Target, script: &mut Script<Step>, group: &Group) {
-    if group.extent != Extent::Whole {
-        target.fixed(script, "RELEASE SAVEPOINT piece", Step::Frame);
-    }
-    if !matches!(group.extent, Extent::Piece { last: false, .. }) {
-        target.fixed(script, "COMMIT", Step::Frame);
-    }
-}
-
 async fn frame(target: &mut Target, script: Script<Step>) -> Result<(), Error> {
     match target.perform(script).await? {
         Outcome::Done => Ok(()),
         Outcome::Failed { label, error } => Err(refused(target, label, error)),
-    }
-}
-
-/// Why a statement that holds no rows failed.
-pub(super) fn refused(target: &Target, step: Step, error: ServerError) -> Error {
-    match step {
-        Step::Position if error.sqlstate() == WRONG_COUNT => target.superseded(),
-        Step::Position => Error::Refused { what: "write the position", source: error },
-        Step::Frame | Step::Layer(_) => Error::Refused { what: "commit a group", source: error },
     }
 }
 

@@ -9,21 +9,21 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::link::Parcel;
-use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, RowCounts, Transaction};
+use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, Transaction};
 use crate::wire::{self, ServerError, Session};
 
-use super::careful::{self, Step};
+use super::careful;
 use super::catalog::Shapes;
 use super::error::Error;
 use super::fold::Layer;
-use super::group::{Extent, Group};
-use super::machine::{Effect, Input, Recent, State};
+use super::group::{Counts, Extent, Group};
+use super::machine::{Input, Recent, State};
 use super::options::{Options, Ports};
 use super::position;
 use super::queue::{Arrived, Next, Queue};
 use super::report;
 use super::session::{Outcome, Sent, Target};
-use super::table::Table;
+use super::transaction::{self, Step};
 
 /// How often the position is written when only it has moved. A restart reads the source again from the position, so
 /// this bounds what an idle target keeps from being confirmed, and an idle daemon costs one small commit in it.
@@ -34,7 +34,7 @@ const POSITION_INTERVAL: Duration = Duration::from_secs(1);
 const BEHIND_BYTES: usize = 64 << 10;
 
 /// Unique and exclusion violations, and rows that were not found: what an order of sets may cause by itself.
-const ORDER_MATTERS: [&str; 3] = ["23505", "23P01", careful::WRONG_COUNT];
+const ORDER_MATTERS: [&str; 3] = ["23505", "23P01", transaction::WRONG_COUNT];
 
 /// Applies the stream until the input ends or `stop` is cancelled. An error with [`Disposition::Retry`] means: run
 /// again, with input from [`super::read_position`] on.
@@ -48,33 +48,33 @@ pub async fn run(options: Options, ports: Ports) -> Result<(), Error> {
     Driver::new(options, ports, catalog, target, start).run().await
 }
 
-struct Driver {
+pub(super) struct Driver {
     ports: Ports,
     catalog: Session,
     target: Target,
     shapes: Shapes,
     group_bytes: usize,
     group_delay: Duration,
-    held_bytes: usize,
+    pub(super) held_bytes: usize,
     /// Where we stood when we came: what ends here or before is not applied again.
     start: Option<Lsn>,
 
-    state: State,
-    hold_reply: Option<oneshot::Sender<Lsn>>,
-    align_reply: Option<oneshot::Sender<Result<Aligned, Misaligned>>>,
-    recent: Recent,
+    pub(super) state: State,
+    pub(super) hold_reply: Option<oneshot::Sender<Lsn>>,
+    pub(super) align_reply: Option<oneshot::Sender<Result<Aligned, Misaligned>>>,
+    pub(super) recent: Recent,
 
-    queue: Queue,
+    pub(super) queue: Queue,
     group: Group,
     flight: Option<Flight>,
     /// A source transaction came in parts and its target transaction is open. What its pieces did so far.
-    open: Option<Vec<(Arc<Table>, RowCounts)>>,
+    open: Option<Counts>,
     /// Tables whose sets failed for their order: no longer folded.
     ordered: HashSet<u32>,
     /// End of the last transaction that was applied.
     applied: Option<Lsn>,
     /// Everything up to here was taken from the queue.
-    reached: Option<Lsn>,
+    pub(super) reached: Option<Lsn>,
     committed: Instant,
     /// Until when the group may wait for company.
     gather_until: Option<Instant>,
@@ -169,7 +169,11 @@ impl Driver {
             Event::Stop => self.stopping = true,
             Event::Answered(outcome) => self.answered(outcome?).await?,
             Event::Asked(Some(command)) => self.obey(command.item),
-            Event::Asked(None) => self.commands_ended = true,
+            Event::Asked(None) => {
+                // Nobody is left who could release us.
+                self.commands_ended = true;
+                self.turn(Input::Release);
+            }
             Event::Arrived(Some(parcel)) => self.take_in(parcel).await?,
             Event::Arrived(None) => self.input_ended = true,
             Event::Due => {}
@@ -231,7 +235,7 @@ impl Driver {
     }
 
     /// Whether the target has the transaction already.
-    fn holds(&self, transaction: &Transaction) -> bool {
+    pub(super) fn holds(&self, transaction: &Transaction) -> bool {
         Some(transaction.end) <= self.start
     }
 
@@ -254,7 +258,7 @@ impl Driver {
         if let Some(touched) = &self.ports.touched {
             report::touch(&group, touched.as_ref());
         }
-        let sent = careful::send(&mut self.target, &group)?;
+        let sent = transaction::send(&mut self.target, &group)?;
         self.flight = Some(Flight { group, sent });
         Ok(())
     }
@@ -300,7 +304,7 @@ impl Driver {
                 self.mistrust(&group, layer, &error);
                 careful::apply(&mut self.target, &group).await?;
             }
-            Outcome::Failed { label, error } => return Err(careful::refused(&self.target, label, error)),
+            Outcome::Failed { label, error } => return Err(transaction::refused(&self.target, label, error)),
         }
         self.done(group);
         let waiting = self.group.size_bytes + self.queue.size_bytes();
@@ -322,13 +326,11 @@ impl Driver {
 
     /// The target has executed the group, and committed it unless it is a piece with more to come.
     fn done(&mut self, mut group: Group) {
-        let mut counts = self.open.take().unwrap_or_default();
-        counts.append(&mut group.counts);
+        group.count_earlier(self.open.take().unwrap_or_default());
         if matches!(group.extent, Extent::Piece { last: false, .. }) {
-            self.open = Some(counts);
+            self.open = Some(group.counts);
             return;
         }
-        group.counts = counts;
         for member in &group.members {
             let transaction = member.transaction();
             self.recent.add(transaction.xid);
@@ -337,72 +339,5 @@ impl Driver {
         self.committed = Instant::now();
         report::tally(&group, &self.ports.tally);
         report::settle(&group, report::rows_of(&group), &self.ports.settled, &self.ports.latency);
-    }
-
-    fn obey(&mut self, command: ApplyCommand) {
-        match command {
-            ApplyCommand::Hold { reply } => {
-                self.hold_reply = Some(reply);
-                self.turn(Input::Hold);
-            }
-            ApplyCommand::AdvanceTo { snapshot, until, reply } => {
-                self.align_reply = Some(reply);
-                let passed = self.recent.has_hidden_from(&snapshot);
-                self.turn(Input::Advance { snapshot, until, passed });
-            }
-            ApplyCommand::Release => {
-                self.hold_reply = None;
-                self.align_reply = None;
-                self.turn(Input::Release);
-            }
-        }
-    }
-
-    fn turn(&mut self, input: Input) {
-        let state = std::mem::take(&mut self.state);
-        let (next, effect) = state.on(input);
-        self.state = next;
-        match effect {
-            None => {}
-            Some(Effect::AnswerHold { applied }) => {
-                // Before anything was ever applied we stand at the beginning of the log.
-                let position = applied.or(Lsn::new(1)).expect("one is not zero");
-                answer(self.hold_reply.take(), position);
-            }
-            Some(Effect::AnswerAdvance(result)) => answer(self.align_reply.take(), result),
-            Some(Effect::ShowHeldBack) => {
-                let before = self.reached.map(Next::Through);
-                let waiting: Vec<Next> = before.into_iter().chain(self.queue.iter()).collect();
-                self.show(waiting);
-            }
-            Some(Effect::Refuse) => {
-                warn!("asked to advance while not held");
-                self.align_reply = None;
-            }
-        }
-    }
-
-    /// Shows the machine what is held back.
-    fn show(&mut self, waiting: Vec<Next>) {
-        for next in waiting {
-            match next {
-                Next::Through(through) => self.turn(Input::Through(through)),
-                Next::Transaction(member) if self.holds(member.transaction()) => {}
-                Next::Transaction(member) => {
-                    let Transaction { xid, end, .. } = *member.transaction();
-                    self.turn(Input::Transaction { xid, end });
-                }
-            }
-        }
-        if self.queue.size_bytes() >= self.held_bytes {
-            self.turn(Input::Full);
-        }
-    }
-}
-
-/// Whoever asked may have gone; then nobody wants to know.
-fn answer<T>(reply: Option<oneshot::Sender<T>>, value: T) {
-    if let Some(reply) = reply {
-        drop(reply.send(value));
     }
 }

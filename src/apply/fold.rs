@@ -59,11 +59,15 @@ pub(super) enum Run {
 }
 
 /// One statement for all its tables.
+///
+/// CASCADE is not repeated, as native replication does not (`apply_handle_truncate`): every table of ours that it
+/// reached is listed, and one that only the target has is not to lose its rows without anybody's having said so.
 #[derive(Clone, Debug)]
 pub(super) struct Truncate {
     pub(super) tables: Vec<Arc<Table>>,
-    pub(super) cascade: bool,
     pub(super) restart_identity: bool,
+    /// The copy of a table beside these has seen it already. That one's foreign keys would forbid TRUNCATE.
+    pub(super) partial: bool,
 }
 
 /// The stream does not say which row an UPDATE or DELETE meant.
@@ -461,7 +465,7 @@ mod tests {
             if let Op::Truncate = op {
                 one_by_one.clear();
                 let tables = vec![Arc::clone(&table)];
-                layers.truncate(Truncate { tables, cascade: false, restart_identity: false });
+                layers.truncate(Truncate { tables, restart_identity: false, partial: false });
             } else if let Some(change) = change(op, &mut one_by_one) {
                 layers.row(&table, change, folding).unwrap();
             }

@@ -1,6 +1,6 @@
 //! A group: source transactions that become one target transaction, folded while they are collected. Pure.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::model::{Change, ChangeKind, Lsn, Part, RowCounts, Transaction, marker_prefix};
@@ -19,6 +19,9 @@ pub(super) enum Extent {
     Piece { first: bool, last: bool },
 }
 
+/// Row changes by [`Table::id`].
+pub(super) type Counts = BTreeMap<u32, (Arc<Table>, RowCounts)>;
+
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) layers: Layers,
@@ -29,7 +32,7 @@ pub(super) struct Group {
     pub(super) through: Option<Lsn>,
     /// Commit times of the source transactions that end in here, microseconds since the Unix epoch.
     pub(super) committed_at_us: Vec<i64>,
-    pub(super) counts: Vec<(Arc<Table>, RowCounts)>,
+    pub(super) counts: Counts,
     /// Somebody waits for the position: it carries one of our own messages.
     pub(super) urgent: bool,
 }
@@ -43,7 +46,7 @@ impl Default for Group {
             size_bytes: 0,
             through: None,
             committed_at_us: Vec::new(),
-            counts: Vec::new(),
+            counts: Counts::new(),
             urgent: false,
         }
     }
@@ -96,6 +99,18 @@ impl Group {
         self.through = self.through.max(Some(through));
     }
 
+    /// Adds what earlier pieces of the transaction did.
+    pub(super) fn count_earlier(&mut self, pieces: Counts) {
+        for (id, (table, earlier)) in pieces {
+            let (_, counts) = self.counts.entry(id).or_insert((table, RowCounts::default()));
+            counts.inserts += earlier.inserts;
+            counts.updates += earlier.updates;
+            counts.deletes += earlier.deletes;
+            counts.truncates += earlier.truncates;
+            counts.committed_at_us = counts.committed_at_us.max(earlier.committed_at_us);
+        }
+    }
+
     fn extend(&mut self, part: Part) {
         self.extent = match (self.extent, part) {
             (Extent::Whole, Part::Whole) => Extent::Whole,
@@ -105,12 +120,7 @@ impl Group {
     }
 
     fn count(&mut self, table: &Arc<Table>, kind: &ChangeKind, committed_at_us: i64) {
-        let known = self.counts.iter().position(|(known, _)| known.id == table.id);
-        let at = known.unwrap_or_else(|| {
-            self.counts.push((Arc::clone(table), RowCounts::default()));
-            self.counts.len() - 1
-        });
-        let counts = &mut self.counts[at].1;
+        let (_, counts) = self.counts.entry(table.id).or_insert_with(|| (Arc::clone(table), RowCounts::default()));
         counts.committed_at_us = committed_at_us;
         match kind {
             ChangeKind::Insert { .. } => counts.inserts += 1,
@@ -146,9 +156,11 @@ pub(super) fn add_change(
         ChangeKind::Insert { new, .. } => RowChange::Insert { new: new.clone() },
         ChangeKind::Update { old, new, .. } => RowChange::Update { old: old.clone(), new: new.clone() },
         ChangeKind::Delete { old, .. } => RowChange::Delete { old: old.clone() },
-        ChangeKind::Truncate { cascade, restart_identity, .. } => {
-            let tables = tables_of(arrived, change).filter(|table| table.takes(transaction)).cloned().collect();
-            layers.truncate(Truncate { tables, cascade: *cascade, restart_identity: *restart_identity });
+        ChangeKind::Truncate { restart_identity, .. } => {
+            let tables: Vec<Arc<Table>> =
+                tables_of(arrived, change).filter(|table| table.takes(transaction)).cloned().collect();
+            let partial = tables.len() < tables_of(arrived, change).count();
+            layers.truncate(Truncate { tables, restart_identity: *restart_identity, partial });
             return Ok(());
         }
         ChangeKind::Message { .. } => return Ok(()),

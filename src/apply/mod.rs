@@ -30,9 +30,12 @@ mod sql;
 mod encode;
 
 mod session;
+mod statements;
+mod transaction;
 mod careful;
 mod report;
 mod driver;
+mod standing;
 
 pub use driver::run;
 pub use error::Error;

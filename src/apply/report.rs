@@ -12,7 +12,7 @@ use super::key;
 use super::sql;
 use super::table::Table;
 
-/// The labels of one counter, by what was done.
+/// `changeover_rows_total`, by what was done.
 fn count(table: &Table, counts: RowCounts) {
     let name = table.relation.name.to_string();
     for (op, rows) in [
@@ -30,7 +30,7 @@ fn count(table: &Table, counts: RowCounts) {
 
 /// Counts what a group did to each table.
 pub(super) fn tally(group: &Group, tally: &Tally) {
-    for (table, counts) in &group.counts {
+    for (table, counts) in group.counts.values() {
         tally.add(&table.relation.name, *counts);
         count(table, *counts);
     }
@@ -61,7 +61,7 @@ pub(super) fn start(through: Option<Lsn>, settled: &watch::Sender<Settled>) {
 }
 
 pub(super) fn rows_of(group: &Group) -> u64 {
-    group.counts.iter().map(|(_, counts)| counts.inserts + counts.updates + counts.deletes).sum()
+    group.counts.values().map(|(_, counts)| counts.inserts + counts.updates + counts.deletes).sum()
 }
 
 /// Tells which rows the group is about to write.

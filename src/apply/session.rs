@@ -1,21 +1,17 @@
 //! Our session on the target: what it is allowed, and pipelines of statements it has prepared.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use bytes::BytesMut;
 use tracing::{info, warn};
 
-use crate::model::{Lsn, MigrationName, Tuple};
+use crate::model::{Lsn, MigrationName};
 use crate::wire::{self, Answer, Endpoint, Mode, RawConnection, ServerError, sqlstate};
 
-use super::encode::{self, Binary, Columns, INT8, PG_LSN, TEXT, TEXT_ARRAY, TIMESTAMPTZ};
+use super::encode::{self, Columns, INT8, PG_LSN, TEXT, TIMESTAMPTZ};
 use super::error::Error;
-use super::fold::{Layer, Run, Truncate};
-use super::key::Present;
-use super::net::{Net, NetRow};
 use super::position;
-use super::sql::{self, Shape};
-use super::table::{RowKey, Table};
+use super::sql::Shape;
 
 /// What our sets are planned with: they are made of small arrays and large tables, and a plan is made once for arrays
 /// of any size, so only the way by index is right. Plans are cached, so compiling them would never pay. The arrays
@@ -27,10 +23,6 @@ const SETTINGS: &str = "SET enable_seqscan = off; SET enable_hashjoin = off; SET
 /// forgotten and made again as they come up.
 const STATEMENTS_MAX: usize = 2_000;
 
-/// From this many rows on, COPY is cheaper than arrays: it parses less and writes whole pages of rows to the log, but
-/// costs more to begin.
-const COPY_ROWS_MIN: usize = 64;
-
 pub(super) struct Target {
     connection: RawConnection,
     /// `session_replication_role = replica` is ours: nothing fires.
@@ -38,22 +30,24 @@ pub(super) struct Target {
     statements: HashMap<Statement, u64>,
     /// Never used twice, so that it does not matter which of a failed pipeline's statements were prepared.
     next_name: u64,
-    columns: Columns,
+    /// Reused from statement to statement.
+    pub(super) columns: Columns,
     migration: String,
     epoch: i64,
 }
 
 /// What stands in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Statement {
+pub(super) enum Statement {
     Fixed(&'static str),
+    /// By [`super::table::Table::id`].
     Of(u32, Shape),
 }
 
 /// A pipeline under construction: messages, and what each statement is for.
 pub(super) struct Script<L> {
-    out: BytesMut,
-    labels: Vec<L>,
+    pub(super) out: BytesMut,
+    pub(super) labels: Vec<L>,
 }
 
 /// A pipeline that was sent.
@@ -127,204 +121,8 @@ impl Target {
         script.labels.push(label);
     }
 
-    /// The statements of one layer, in the order that frees unique values before they are taken.
-    pub(super) fn layer<L: Copy>(&mut self, script: &mut Script<L>, layer: &Layer, label: L) -> Result<(), Error> {
-        match layer {
-            Layer::Net { table, net } => self.net(script, table, net, label),
-            Layer::Run { table, run } => self.run(script, table, run, label),
-            Layer::Truncate(truncate) => {
-                self.truncate(script, truncate, label);
-                Ok(())
-            }
-        }
-    }
-
-    fn net<L: Copy>(&mut self, script: &mut Script<L>, table: &Table, net: &Net, label: L) -> Result<(), Error> {
-        let (mut gone, mut new) = (Vec::new(), Vec::new());
-        let mut changed: BTreeMap<Present, Vec<&Tuple>> = BTreeMap::new();
-        for row in net.rows() {
-            match row {
-                NetRow::Inserted(row) => new.push(row),
-                NetRow::Updated(row) => changed.entry(Present::of(row)).or_default().push(row),
-                NetRow::Deleted(row) => gone.push(row),
-                NetRow::Replaced(row) => {
-                    gone.push(row);
-                    new.push(row);
-                }
-                NetRow::Passed => {}
-            }
-        }
-        self.delete(script, table, &gone, label)?;
-        for (present, rows) in &changed {
-            self.update(script, table, present, rows, label)?;
-        }
-        self.insert(script, table, &new, label)
-    }
-
-    fn run<L: Copy>(&mut self, script: &mut Script<L>, table: &Table, run: &Run, label: L) -> Result<(), Error> {
-        let all = |rows| Vec::from_iter::<std::slice::Iter<'_, Tuple>>(rows);
-        match run {
-            Run::Insert(rows) => self.insert(script, table, &all(rows.iter()), label),
-            Run::Delete(rows) => self.delete(script, table, &all(rows.iter()), label),
-            Run::Update { present, rows, .. } => self.update(script, table, present, &all(rows.iter()), label),
-            Run::Move { present, rows, .. } => self.move_rows(script, table, present, rows, label),
-            Run::UpdateOne { old, new } => self.update_one(script, table, old, new, label),
-            Run::DeleteOne { old } => self.delete_one(script, table, old, label),
-        }
-    }
-
-    fn insert<L>(&mut self, script: &mut Script<L>, table: &Table, rows: &[&Tuple], label: L) -> Result<(), Error> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        // A table without columns has no arrays to unnest.
-        if table.copies && (rows.len() >= COPY_ROWS_MIN || table.columns.is_empty()) {
-            return self.copy(script, table, rows, label);
-        }
-        let count = table.columns.len();
-        self.columns.start(count);
-        for row in rows {
-            self.columns.add(row, 0, |_| true).map_err(|Binary| binary_in(table))?;
-            self.columns.end_row();
-        }
-        let name = self.shape(script, table, Shape::Insert, || vec![TEXT_ARRAY; count]);
-        encode::bind_execute(&mut script.out, &name, count, |out| self.columns.write_arrays(out));
-        script.labels.push(label);
-        Ok(())
-    }
-
-    fn copy<L>(&mut self, script: &mut Script<L>, table: &Table, rows: &[&Tuple], label: L) -> Result<(), Error> {
-        let name = self.shape(script, table, Shape::Copy, Vec::new);
-        encode::bind_execute(&mut script.out, &name, 0, |_| {});
-        encode::copy_rows(&mut script.out, rows.iter().copied()).map_err(|Binary| binary_in(table))?;
-        script.labels.push(label);
-        Ok(())
-    }
-
-    fn update<L>(
-        &mut self,
-        script: &mut Script<L>,
-        table: &Table,
-        present: &Present,
-        rows: &[&Tuple],
-        label: L,
-    ) -> Result<(), Error> {
-        if !sql::sets_anything(table, present) {
-            return Ok(());
-        }
-        let used = sql::update_columns(table, present);
-        self.columns.start(used.iter().filter(|used| **used).count());
-        for row in rows {
-            self.columns.add(row, 0, |at| used[at]).map_err(|Binary| binary_in(table))?;
-            self.columns.end_row();
-        }
-        self.counted(script, table, Shape::Update(present.clone()), rows.len(), label);
-        Ok(())
-    }
-
-    fn move_rows<L>(
-        &mut self,
-        script: &mut Script<L>,
-        table: &Table,
-        present: &Present,
-        rows: &[(Tuple, Tuple)],
-        label: L,
-    ) -> Result<(), Error> {
-        let key = sql::key_columns(table);
-        let set = (0..table.columns.len()).filter(|at| present.has(*at)).count();
-        self.columns.start(key.len() + set);
-        for (old, new) in rows {
-            let next = self.columns.add(old, 0, |at| key.contains(&at)).map_err(|Binary| binary_in(table))?;
-            self.columns.add(new, next, |at| present.has(at)).map_err(|Binary| binary_in(table))?;
-            self.columns.end_row();
-        }
-        self.counted(script, table, Shape::Move(present.clone()), rows.len(), label);
-        Ok(())
-    }
-
-    fn delete<L>(&mut self, script: &mut Script<L>, table: &Table, rows: &[&Tuple], label: L) -> Result<(), Error> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let key = sql::key_columns(table);
-        self.columns.start(key.len());
-        for row in rows {
-            self.columns.add(row, 0, |at| key.contains(&at)).map_err(|Binary| binary_in(table))?;
-            self.columns.end_row();
-        }
-        self.counted(script, table, Shape::Delete, rows.len(), label);
-        Ok(())
-    }
-
-    fn update_one<L>(
-        &mut self,
-        script: &mut Script<L>,
-        table: &Table,
-        old: &Tuple,
-        new: &Tuple,
-        label: L,
-    ) -> Result<(), Error> {
-        let (present, nulls) = (Present::of(new), nulls_of(old));
-        let set = (0..table.columns.len()).filter(|at| present.has(*at)).count();
-        if set == 0 {
-            return Ok(());
-        }
-        self.columns.start(nulls.iter().filter(|null| !**null).count() + set);
-        let next = self.columns.add(old, 0, |at| !nulls[at]).map_err(|Binary| binary_in(table))?;
-        self.columns.add(new, next, |at| present.has(at)).map_err(|Binary| binary_in(table))?;
-        self.counted_one(script, table, Shape::UpdateOne { present, nulls }, label);
-        Ok(())
-    }
-
-    fn delete_one<L>(&mut self, script: &mut Script<L>, table: &Table, old: &Tuple, label: L) -> Result<(), Error> {
-        let nulls = nulls_of(old);
-        self.columns.start(nulls.iter().filter(|null| !**null).count());
-        self.columns.add(old, 0, |at| !nulls[at]).map_err(|Binary| binary_in(table))?;
-        self.counted_one(script, table, Shape::DeleteOne { nulls }, label);
-        Ok(())
-    }
-
-    /// A statement whose parameters are the collected columns, and the count of rows it must find.
-    fn counted<L>(&mut self, script: &mut Script<L>, table: &Table, shape: Shape, rows: usize, label: L) {
-        let count = self.columns.count();
-        let name = self.shape(script, table, shape, || [vec![TEXT_ARRAY; count], vec![INT8]].concat());
-        encode::bind_execute(&mut script.out, &name, count + 1, |out| {
-            self.columns.write_arrays(out);
-            encode::put_int8(out, i64::try_from(rows).expect("a group's rows fit memory"));
-        });
-        script.labels.push(label);
-    }
-
-    fn counted_one<L>(&mut self, script: &mut Script<L>, table: &Table, shape: Shape, label: L) {
-        self.columns.end_row();
-        let count = self.columns.count();
-        let name = self.shape(script, table, shape, || [vec![TEXT; count], vec![INT8]].concat());
-        encode::bind_execute(&mut script.out, &name, count + 1, |out| {
-            self.columns.write_values(out);
-            encode::put_int8(out, 1);
-        });
-        script.labels.push(label);
-    }
-
-    fn truncate<L>(&mut self, script: &mut Script<L>, truncate: &Truncate, label: L) {
-        encode::parse(&mut script.out, "", &sql::truncate(truncate), &[]);
-        encode::bind_execute(&mut script.out, "", 0, |_| {});
-        script.labels.push(label);
-    }
-
-    fn shape<L>(
-        &mut self,
-        script: &mut Script<L>,
-        table: &Table,
-        shape: Shape,
-        types: impl FnOnce() -> Vec<u32>,
-    ) -> String {
-        let text = || (sql::text_of(table, &shape), types());
-        self.prepared(script, Statement::Of(table.id, shape.clone()), text)
-    }
-
     /// The statement's name; it is prepared by this pipeline when it is new.
-    fn prepared<L>(
+    pub(super) fn prepared<L>(
         &mut self,
         script: &mut Script<L>,
         statement: Statement,
@@ -401,15 +199,6 @@ impl<L> Script<L> {
 
 fn name_of(number: u64) -> String {
     format!("c{number}")
-}
-
-fn nulls_of(tuple: &Tuple) -> Box<[bool]> {
-    tuple.iter().map(|datum| datum == crate::model::Datum::Null).collect()
-}
-
-fn binary_in(table: &Table) -> Error {
-    debug_assert!(table.key != RowKey::Nothing || !table.columns.is_empty(), "a value belongs to a column");
-    Error::BinaryValue { table: table.relation.name.clone() }
 }
 
 /// Runs what only some roles may run; `false` when ours may not.

@@ -65,12 +65,14 @@ pub(super) fn key_columns(table: &Table) -> &[usize] {
     }
 }
 
-/// TRUNCATE for all its tables at once, as the source did it.
-pub(super) fn truncate(truncate: &Truncate) -> String {
-    let tables: Vec<String> = truncate.tables.iter().map(|table| table.own_rows()).collect();
+/// TRUNCATE for all its tables at once, as the source did it, or what comes to the same.
+pub(super) fn truncate(truncate: &Truncate) -> Vec<String> {
+    let tables = truncate.tables.iter().map(|table| table.own_rows());
+    if truncate.partial {
+        return tables.map(|table| format!("DELETE FROM {table}")).collect();
+    }
     let restart = if truncate.restart_identity { " RESTART IDENTITY" } else { "" };
-    let cascade = if truncate.cascade { " CASCADE" } else { "" };
-    format!("TRUNCATE {}{restart}{cascade}", tables.join(", "))
+    vec![format!("TRUNCATE {}{restart}", tables.collect::<Vec<_>>().join(", "))]
 }
 
 fn insert(table: &Table) -> String {

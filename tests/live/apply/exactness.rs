@@ -270,3 +270,32 @@ async fn a_killed_target_goes_on_from_its_position() {
         world.assert_same(&["a"]).await;
     }
 }
+
+#[tokio::test]
+async fn truncate_stops_at_a_table_that_only_the_target_has() {
+    let mut world = World::new("CREATE TABLE p (id int PRIMARY KEY)").await;
+    world.target.exec("CREATE TABLE own (id int PRIMARY KEY, p int REFERENCES p)").await;
+    world.follow("INSERT INTO p VALUES (1)").await.unwrap();
+    world.target.exec("INSERT INTO own VALUES (1, 1)").await;
+    let error = world.follow("TRUNCATE p CASCADE").await.unwrap_err();
+    assert!(matches!(&error, Error::Row { table, .. } if table.name == "p"), "{error}");
+    assert_eq!(world.target.rows("own").await, ["(1,1)"]);
+}
+
+#[tokio::test]
+async fn truncate_spares_the_table_whose_copy_has_seen_it() {
+    let mut world = World::new(
+        "CREATE TABLE p (id int PRIMARY KEY, v int); CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p)",
+    )
+    .await;
+    world.follow("INSERT INTO p VALUES (1, 1); INSERT INTO c VALUES (1, 1)").await.unwrap();
+    world.source.exec("TRUNCATE p, c; INSERT INTO p VALUES (2, 2); INSERT INTO c VALUES (2, 2)").await;
+    let snapshot = world.source.scalar("SELECT pg_current_snapshot()").await.parse().unwrap();
+    let until = world.source.scalar("SELECT pg_current_wal_insert_lsn()").await.parse().unwrap();
+    world.target.exec("DELETE FROM c; INSERT INTO c VALUES (2, NULL); UPDATE c SET p = NULL").await;
+    world.source.exec("UPDATE c SET p = NULL").await;
+    world.options.handovers = vec![TableHandover { table: TableName::new("public", "c"), snapshot, until }];
+    let batches = world.decoded().await;
+    world.apply(batches).await.unwrap();
+    world.assert_same(&["p", "c"]).await;
+}

@@ -161,3 +161,20 @@ async fn names_that_need_quoting_are_quoted() {
         .unwrap();
     world.assert_same(&["\"Sch \"\"ema\".\"ta.b'le\""]).await;
 }
+
+#[tokio::test]
+async fn the_widest_table_and_the_narrowest_arrive() {
+    let columns: Vec<String> = (0..1_599).map(|at| format!("c{at} \"char\"")).collect();
+    let wide = format!("CREATE TABLE wide (id int PRIMARY KEY, {}); CREATE TABLE none ()", columns.join(", "));
+    let mut world = World::new(&wide).await;
+    world
+        .follow(
+            "INSERT INTO wide (id, c0, c1598) VALUES (1, 'a', 'b'); INSERT INTO none DEFAULT VALUES;
+             INSERT INTO wide (id) SELECT i FROM generate_series(2, 100) i; UPDATE wide SET c7 = 'x' WHERE id < 5;
+             INSERT INTO none SELECT FROM generate_series(1, 100); DELETE FROM wide WHERE id = 50",
+        )
+        .await
+        .unwrap();
+    world.assert_same(&["wide"]).await;
+    assert_eq!(world.target.scalar("SELECT count(*) FROM none").await, "101");
+}

@@ -1,5 +1,7 @@
 //! Two databases on one server: changes of the first are decoded by its slot and applied to the second.
 
+#![allow(unreachable_pub, reason = "shared by the modules beside it")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +31,6 @@ pub struct Running {
     pub input: link::Sender<Arc<Batch>>,
     pub commands: link::Sender<ApplyCommand>,
     pub settled: watch::Receiver<Settled>,
-    pub stop: CancellationToken,
 }
 
 const READ: &str = "SELECT lsn::text, data FROM pg_logical_slot_get_binary_changes('s', NULL, NULL, \
@@ -148,7 +149,6 @@ impl World {
         let (input, receiver) = link::channel(64 << 20, 4096);
         let (commands, asked) = link::channel(1 << 10, 16);
         let (sender, settled) = watch::channel(Settled::default());
-        let stop = CancellationToken::new();
         let ports = apply::Ports {
             input: receiver,
             commands: asked,
@@ -156,10 +156,10 @@ impl World {
             touched: None,
             tally: Arc::new(Tally::default()),
             latency: Arc::new(Latency::default()),
-            stop: stop.clone(),
+            stop: CancellationToken::new(),
         };
         let acting = async move {
-            act(&mut Running { input, commands, settled, stop }).await;
+            act(&mut Running { input, commands, settled }).await;
         };
         let (applied, ()) = tokio::join!(apply::run(self.options.clone(), ports), acting);
         applied

@@ -1,0 +1,64 @@
+//! A group as one pipeline: what frames a target transaction, and what it means when that fails.
+
+use crate::wire::ServerError;
+
+use super::error::Error;
+use super::group::{Extent, Group};
+use super::queue::Member;
+use super::session::{Script, Sent, Target};
+
+/// A division by zero: a count of rows was not what it must be.
+pub(super) const WRONG_COUNT: &str = "22012";
+
+/// What a statement of a group is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Frame,
+    Position,
+    /// By index into the group's layers.
+    Layer(usize),
+}
+
+/// The whole group as one pipeline.
+pub(super) fn send(target: &mut Target, group: &Group) -> Result<Sent<Step>, Error> {
+    let mut script = Script::new();
+    open(target, &mut script, group);
+    for (at, layer) in group.layers.list().iter().enumerate() {
+        target.layer(&mut script, layer, Step::Layer(at))?;
+    }
+    close(target, &mut script, group);
+    Ok(target.send(script))
+}
+
+/// What stands before a group's rows: the position first, whose lock keeps another daemon out.
+pub(super) fn open(target: &mut Target, script: &mut Script<Step>, group: &Group) {
+    let begins = !matches!(group.extent, Extent::Piece { first: false, .. });
+    if begins {
+        target.begin(script, Step::Frame);
+        let last = group.members.last().map(Member::transaction);
+        let through = group.through.max(last.map(|last| last.end)).expect("a group is not sent empty");
+        target.position(script, through, last.map(|last| last.committed_at_us), Step::Position);
+    }
+    if group.extent != Extent::Whole {
+        target.fixed(script, "SAVEPOINT piece", Step::Frame);
+    }
+}
+
+/// What stands behind them.
+pub(super) fn close(target: &mut Target, script: &mut Script<Step>, group: &Group) {
+    if group.extent != Extent::Whole {
+        target.fixed(script, "RELEASE SAVEPOINT piece", Step::Frame);
+    }
+    if !matches!(group.extent, Extent::Piece { last: false, .. }) {
+        target.fixed(script, "COMMIT", Step::Frame);
+    }
+}
+
+/// Why a statement that holds no rows failed.
+pub(super) fn refused(target: &Target, step: Step, error: ServerError) -> Error {
+    match step {
+        Step::Position if error.sqlstate() == WRONG_COUNT => target.superseded(),
+        Step::Position => Error::Refused { what: "write the position", source: error },
+        Step::Frame | Step::Layer(_) => Error::Refused { what: "commit a group", source: error },
+    }
+}
