@@ -36,8 +36,15 @@ pub async fn identify(endpoint: &Endpoint) -> Result<Identified, Error> {
     let connected = wire::connect_raw(endpoint, Mode::Replication, "identify").await;
     let mut connection = connected.map_err(Error::wire("connect to the source for replication"))?;
     let identified = identify_on(&mut connection).await?;
-    connection.close().await.map_err(Error::wire("leave the source"))?;
+    leave(connection).await;
     Ok(identified)
+}
+
+/// Says good-bye. A source that is gone already has told us all that we asked for.
+async fn leave(connection: RawConnection) {
+    if let Err(error) = connection.close().await {
+        tracing::debug!(%error, "the source had closed the connection already");
+    }
 }
 
 /// The same on a connection that is there already.
@@ -96,7 +103,7 @@ pub async fn create_slot(endpoint: &Endpoint, slot: &str, limit: Duration) -> Re
         }
         created => created?,
     };
-    connection.close().await.map_err(Error::wire("leave the source"))?;
+    leave(connection).await;
     let consistent_point = text(rows.first(), 1).and_then(|text| text.parse().ok());
     consistent_point.ok_or(Error::Malformed { what: "the new slot has no consistent point" })
 }

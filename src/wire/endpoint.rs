@@ -2,30 +2,28 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::parameters::{self, seconds, wrong};
-use super::parse::{self, Setting};
-use super::{Error, passfile, service};
+use super::{Error, settings};
 use crate::model::Secret;
 
 /// One database on one server, with everything that is needed to open a connection to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    host: Host,
+    pub(super) host: Host,
     /// Where to connect when the host's name is only for verification (libpq's `hostaddr`).
-    address: Option<IpAddr>,
-    port: u16,
-    user: String,
-    password: Option<Secret>,
-    dbname: String,
-    tls: Tls,
-    channel_binding: ChannelBinding,
-    connect_timeout: Duration,
-    keepalive: Keepalive,
-    application_name: Option<String>,
-    options: Option<String>,
+    pub(super) address: Option<IpAddr>,
+    pub(super) port: u16,
+    pub(super) user: String,
+    pub(super) password: Option<Secret>,
+    pub(super) dbname: String,
+    pub(super) tls: Tls,
+    pub(super) channel_binding: ChannelBinding,
+    pub(super) connect_timeout: Duration,
+    pub(super) keepalive: Keepalive,
+    pub(super) application_name: Option<String>,
+    pub(super) options: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,20 +88,6 @@ pub(super) struct Keepalive {
     pub user_timeout: Option<Duration>,
 }
 
-/// How long we wait for a server when the URL does not say. libpq waits for ever; a daemon that says nothing for
-/// minutes is worse than one that tries again.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Keepalive when the URL does not say. The system's two hours would leave a session to a vanished server open, and
-/// its locks held, for longer than anyone waits.
-const KEEPALIVE: Keepalive = Keepalive {
-    enabled: true,
-    idle: Some(Duration::from_secs(30)),
-    interval: Some(Duration::from_secs(10)),
-    count: Some(3),
-    user_timeout: None,
-};
-const PORT: u16 = 5432;
-
 /// How a variable of the environment is read; tests pass their own.
 pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -111,15 +95,7 @@ impl Endpoint {
     /// Reads `postgres://user@host:port/database?parameter=value` or libpq's `host=… user=…`. A password that is not
     /// written there is taken from `PGPASSWORD`, then from the password file, as libpq does.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        Self::parse_in(text, &|name| std::env::var(name).ok())
-    }
-
-    pub(super) fn parse_in(text: &str, environment: Environment<'_>) -> Result<Self, Error> {
-        let mut settings = Settings::new(parse::settings(text)?)?;
-        if let Some(name) = settings.take("service") {
-            settings.add_missing(service::settings(&name, environment)?)?;
-        }
-        settings.into_endpoint(environment)
+        settings::endpoint(text, &|name| std::env::var(name).ok())
     }
 
     pub fn user(&self) -> &str {
@@ -242,7 +218,8 @@ impl fmt::Display for RootCertificates {
 }
 
 impl SslMode {
-    const ALL: [Self; 6] = [Self::Disable, Self::Allow, Self::Prefer, Self::Require, Self::VerifyCa, Self::VerifyFull];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Disable, Self::Allow, Self::Prefer, Self::Require, Self::VerifyCa, Self::VerifyFull];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -257,7 +234,7 @@ impl SslMode {
 }
 
 impl ChannelBinding {
-    const ALL: [Self; 3] = [Self::Disable, Self::Prefer, Self::Require];
+    pub(super) const ALL: [Self; 3] = [Self::Disable, Self::Prefer, Self::Require];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -266,165 +243,4 @@ impl ChannelBinding {
             Self::Require => "require",
         }
     }
-}
-
-/// What was typed, on its way to an [`Endpoint`].
-struct Settings(Vec<Setting>);
-
-impl Settings {
-    fn new(typed: Vec<Setting>) -> Result<Self, Error> {
-        let mut settings = Self(Vec::new());
-        for (name, value) in typed {
-            // Like libpq, a parameter after `?` wins over the part of the URL that says the same.
-            settings.0.retain(|(known, _)| *known != name);
-            if parameters::is_used(&name)? && !value.is_empty() {
-                settings.0.push((name, value));
-            }
-        }
-        Ok(settings)
-    }
-
-    /// A service's settings stand behind what was typed.
-    fn add_missing(&mut self, more: Vec<Setting>) -> Result<(), Error> {
-        for (name, value) in Self::new(more)?.0 {
-            if !self.0.iter().any(|(known, _)| *known == name) {
-                self.0.push((name, value));
-            }
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, name: &str) -> Option<String> {
-        let at = self.0.iter().position(|(known, _)| known == name)?;
-        Some(self.0.swap_remove(at).1)
-    }
-
-    fn take_with<T>(
-        &mut self,
-        name: &str,
-        read: impl FnOnce(&str, &str) -> Result<T, Error>,
-    ) -> Result<Option<T>, Error> {
-        self.take(name).map(|value| read(name, &value)).transpose()
-    }
-
-    fn into_endpoint(mut self, environment: Environment<'_>) -> Result<Endpoint, Error> {
-        let address = self.take_with("hostaddr", |name, value| {
-            value.parse::<IpAddr>().map_err(|_| wrong(name, "expected an IP address"))
-        })?;
-        let host = self.take_with("host", read_host)?.or(address.map(Host::Ip)).unwrap_or_else(default_host);
-        let port = self.take_with("port", read_port)?.unwrap_or(PORT);
-        let user = self
-            .take("user")
-            .or_else(|| environment("USER"))
-            .ok_or_else(|| wrong("user", "it is missing: write postgres://USER@host/database"))?;
-        let dbname = self.take("dbname").unwrap_or_else(|| user.clone());
-        let passfile = self.take("passfile");
-        let password = match self.take("password").or_else(|| environment("PGPASSWORD")) {
-            Some(password) => Some(Secret::new(password)),
-            None => {
-                let wanted = passfile::Wanted { host: &host, port, dbname: &dbname, user: &user };
-                passfile::look_up(passfile.as_deref(), &wanted, environment)?
-            }
-        };
-        Ok(Endpoint {
-            address,
-            port,
-            user,
-            password,
-            dbname,
-            tls: self.tls(environment)?,
-            channel_binding: self
-                .take_with("channel_binding", |name, value| {
-                    one_of(name, value, &ChannelBinding::ALL, ChannelBinding::as_str)
-                })?
-                .unwrap_or(ChannelBinding::Prefer),
-            connect_timeout: self.connect_timeout()?,
-            keepalive: self.keepalive(&host)?,
-            application_name: self.take("application_name"),
-            options: self.take("options"),
-            host,
-        })
-    }
-
-    fn connect_timeout(&mut self) -> Result<Duration, Error> {
-        // Asked for "no limit": a day is none to a person, and still a bound.
-        const NO_LIMIT: Duration = Duration::from_secs(24 * 3600);
-        let given = self.take_with("connect_timeout", seconds)?;
-        Ok(given.map_or(CONNECT_TIMEOUT, |limit| limit.unwrap_or(NO_LIMIT)))
-    }
-
-    fn keepalive(&mut self, host: &Host) -> Result<Keepalive, Error> {
-        let enabled = self.take("keepalives").is_none_or(|value| value.trim() != "0");
-        let enabled = enabled && !matches!(host, Host::Socket(_));
-        let count = self.take_with("keepalives_count", |name, value| {
-            value.trim().parse::<u32>().map_err(|_| wrong(name, "expected a number"))
-        })?;
-        let user_timeout = self.take_with("tcp_user_timeout", |name, value| {
-            value.trim().parse::<u64>().map_err(|_| wrong(name, "expected a number of milliseconds"))
-        })?;
-        Ok(Keepalive {
-            enabled,
-            idle: self.take_with("keepalives_idle", seconds)?.unwrap_or(KEEPALIVE.idle),
-            interval: self.take_with("keepalives_interval", seconds)?.unwrap_or(KEEPALIVE.interval),
-            count: count.filter(|count| *count > 0).or(KEEPALIVE.count),
-            user_timeout: user_timeout.filter(|ms| *ms > 0).map(Duration::from_millis).or(KEEPALIVE.user_timeout),
-        })
-    }
-
-    fn tls(&mut self, environment: Environment<'_>) -> Result<Tls, Error> {
-        let home = environment("HOME").map(|home| PathBuf::from(home).join(".postgresql"));
-        let root = match self.take("sslrootcert").as_deref() {
-            Some("system") => Some(RootCertificates::System),
-            Some(path) => Some(RootCertificates::File(path.into())),
-            None => existing(home.as_deref(), "root.crt").map(RootCertificates::File),
-        };
-        let mode = self
-            .take_with("sslmode", |name, value| one_of(name, value, &SslMode::ALL, SslMode::as_str))?
-            .unwrap_or(if root == Some(RootCertificates::System) { SslMode::VerifyFull } else { SslMode::Prefer });
-        if root == Some(RootCertificates::System) && mode != SslMode::VerifyFull {
-            return Err(wrong("sslmode", "sslrootcert=system needs verify-full: anyone can have a certificate"));
-        }
-        let certificate =
-            self.take("sslcert").map(PathBuf::from).or_else(|| existing(home.as_deref(), "postgresql.crt"));
-        let key = self.take("sslkey").map(PathBuf::from).or_else(|| existing(home.as_deref(), "postgresql.key"));
-        let client = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
-            (Some(_), None) => return Err(wrong("sslkey", "it is missing: sslcert needs its private key")),
-            (None, _) => None,
-        };
-        Ok(Tls { mode, root, client })
-    }
-}
-
-fn existing(directory: Option<&Path>, name: &str) -> Option<PathBuf> {
-    directory.map(|directory| directory.join(name)).filter(|path| path.exists())
-}
-
-fn read_host(name: &str, value: &str) -> Result<Host, Error> {
-    if value.contains(',') {
-        return Err(wrong(name, "several hosts are not supported: name the one server that is meant"));
-    }
-    Ok(if value.starts_with('/') {
-        Host::Socket(value.into())
-    } else {
-        value.parse().map_or_else(|_| Host::Name(value.to_owned()), Host::Ip)
-    })
-}
-
-fn read_port(name: &str, value: &str) -> Result<u16, Error> {
-    let port = value.trim().parse::<u16>().ok().filter(|port| *port > 0);
-    port.ok_or_else(|| wrong(name, "expected a number from 1 to 65535"))
-}
-
-/// What libpq does without a host: Debian's directory of sockets if it is there, else this machine by name.
-fn default_host() -> Host {
-    let directory = Path::new("/var/run/postgresql");
-    if directory.is_dir() { Host::Socket(directory.to_owned()) } else { Host::Name("localhost".to_owned()) }
-}
-
-fn one_of<T: Copy>(name: &str, value: &str, all: &[T], text: impl Fn(T) -> &'static str) -> Result<T, Error> {
-    all.iter().copied().find(|choice| text(*choice) == value).ok_or_else(|| {
-        let choices: Vec<&str> = all.iter().map(|choice| text(*choice)).collect();
-        wrong(name, &format!("expected one of {}", choices.join(", ")))
-    })
 }

@@ -152,6 +152,16 @@ impl Messages {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_read_once(cx))?;
+        // TLS gives one record of at most 16 KiB at a time; what is there already is taken along.
+        while self.stream.gives_records() && self.inbox.capacity() - self.inbox.len() >= READ_BYTES_MIN {
+            // An end or an error is found again by the next read.
+            let Poll::Ready(Ok(())) = self.poll_read_once(cx) else { break };
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read_once(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.make_room()?;
         // The future keeps nothing between polls, so a fresh one each time loses nothing.
         let read = ready!(pin!(self.stream.read_buf(&mut self.inbox)).poll(cx))?;

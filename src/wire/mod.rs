@@ -8,6 +8,7 @@
 //! Everything up to the login exists once; what is opened by it is the same for SQL, COPY and replication.
 
 mod endpoint;
+mod settings;
 mod parameters;
 mod parse;
 mod passfile;

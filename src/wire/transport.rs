@@ -20,6 +20,13 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    /// Whether a read gives a TLS record rather than all that has arrived.
+    pub(super) fn gives_records(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+}
+
 /// Opens the socket; nothing has been said yet.
 pub(super) async fn open(endpoint: &Endpoint) -> Result<Stream, Error> {
     let reach = |source| Error::Reach { endpoint: endpoint.to_string(), source };

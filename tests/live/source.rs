@@ -241,6 +241,29 @@ async fn a_backlog_read_lazily_is_the_backlog() {
 }
 
 #[tokio::test]
+async fn a_transaction_is_streamed_before_it_commits_where_that_is_asked_for() {
+    let server = cluster(|options| options.setting("logical_decoding_work_mem", "64kB"));
+    let session = prepared(&server).await;
+    let mut stream = Stream::start(Options { streaming: true, ..options(&server) }, 64 << 20);
+    let SourceEvent::Session { streaming: true, proto_version: 2.., .. } = stream.next().await else {
+        panic!("14 and later stream transactions")
+    };
+    session.batch_execute("BEGIN; INSERT INTO public.t SELECT n, 'x' FROM generate_series(1, 5000) n").await.unwrap();
+    // A stream begins (`S`) while the transaction is open.
+    loop {
+        let SourceEvent::Frames(batch) = stream.next().await else { continue };
+        let is_start =
+            |payload: &FramePayload| matches!(payload, FramePayload::XLogData { message, .. } if message[0] == b'S');
+        if batch.frames.iter().any(|frame| is_start(&frame.payload)) {
+            break;
+        }
+    }
+    session.batch_execute("ROLLBACK").await.unwrap();
+    stream.stop.cancel();
+    stream.end().await.unwrap();
+}
+
+#[tokio::test]
 async fn reports_go_on_while_nobody_takes_what_was_read() {
     let server = cluster(|options| options.setting("wal_sender_timeout", "2s"));
     let session = prepared(&server).await;
