@@ -76,7 +76,9 @@ impl From<ClientError> for Failure {
 
 impl From<control::Error> for Failure {
     fn from(error: control::Error) -> Self {
-        Self::of(Exit::Failed, &error, error.disposition())
+        let disposition = error.disposition();
+        let exit = if disposition == Disposition::Retry { Exit::Failed } else { Exit::Refused };
+        Self::of(exit, &error, disposition)
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::exit::{Exit, Failure};
 use crate::cutover::{self, Outcome};
 use crate::pipeline::Removed;
-use crate::verify::{Report, TableVerdict, Verdict};
+use crate::verify::{DifferingKind, Report, TableVerdict, Verdict};
 
 /// A report of the daemon, which may be of another version than this program.
 pub(super) fn read<T: DeserializeOwned>(answer: &Value) -> Result<T, Failure> {
@@ -63,7 +63,12 @@ fn verdict(table: &TableVerdict, line: &mut impl FnMut(String)) {
         if differences.exact { "" } else { " (at least)" }
     ));
     for key in &differences.keys {
-        line(format!("             {} {:?}", key.key, key.kind));
+        let word = match key.kind {
+            DifferingKind::MissingOnTarget => "missing on the target",
+            DifferingKind::ExtraOnTarget => "only on the target",
+            DifferingKind::Different => "other values",
+        };
+        line(format!("             {}: {word}", key.key));
     }
 }
 

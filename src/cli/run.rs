@@ -31,8 +31,9 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
 async fn serve(config: Config) -> Result<Exit, Failure> {
     let listener = control::bind(config.control.listen).await?;
     let token = config.control.token.clone();
+    let metrics = telemetry::metrics::install_recorder(&config.migration);
     let (handle, daemon) = pipeline::daemon(config);
-    let options = control::Options { handle, metrics: telemetry::metrics::install_recorder(), token };
+    let options = control::Options { handle, metrics, token };
     let (stop, answered) = (CancellationToken::new(), CancellationToken::new());
     let working = async {
         let ended = Box::pin(daemon.run(stop.clone())).await;

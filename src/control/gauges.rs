@@ -3,6 +3,7 @@
 
 use metrics::{Label, counter, gauge};
 
+use crate::model::{Lsn, SinkName};
 use crate::pipeline::{Phase, Status, TableStatus};
 use crate::telemetry::metrics as names;
 
@@ -26,7 +27,10 @@ pub(super) fn set(status: &Status) {
         let labels = || with(names::LABEL_SINK, sink.sink.as_str());
         gauge!(names::LAG_BYTES, labels()).set(sink.lag_bytes as f64);
         gauge!(names::LAG_SECONDS, labels()).set(sink.lag_seconds);
-        counter!(names::TRANSACTIONS_TOTAL, labels()).absolute(sink.transactions_total);
+        // The target's are counted where they commit, with the rows by operation.
+        if sink.sink != SinkName::Target {
+            counter!(names::TRANSACTIONS_TOTAL, labels()).absolute(sink.transactions_total);
+        }
     }
     gauge!(names::SPOOL_BYTES, migration()).set(status.spool.disk_bytes as f64);
     gauge!(names::QUEUE_BYTES, with(names::LABEL_STAGE, "spool")).set(status.spool.memory_bytes as f64);
@@ -39,8 +43,7 @@ pub(super) fn set(status: &Status) {
     }
     if let Some(verification) = &status.verification {
         gauge!(names::VERIFIED_RATIO, migration()).set(verification.ratio);
-        if let Some(position) = verification.position.as_deref().and_then(|text| text.parse::<crate::model::Lsn>().ok())
-        {
+        if let Some(position) = verification.position.as_deref().and_then(|text| text.parse::<Lsn>().ok()) {
             gauge!(names::VERIFIED_POSITION, migration()).set(position.get() as f64);
         }
     }
@@ -53,17 +56,6 @@ fn set_table(table: &TableStatus, labels: &[Label]) {
     gauge!(names::TABLE_LAG_SECONDS, labels.to_vec()).set(table.lag_seconds);
     gauge!(names::TABLE_ROWS, labels.to_vec()).set(table.rows as f64);
     counter!(names::SNAPSHOT_ROWS_TOTAL, labels.to_vec()).absolute(table.rows_copied);
-    let operations = [
-        ("insert", table.inserts),
-        ("update", table.updates),
-        ("delete", table.deletes),
-        ("truncate", table.truncates),
-    ];
-    for (operation, total) in operations {
-        let mut labels = labels.to_vec();
-        labels.push(Label::new(names::LABEL_OP, operation));
-        counter!(names::ROWS_TOTAL, labels).absolute(total);
-    }
     if let Some(verdict) = &table.verdict {
         gauge!(names::CHECKSUM_MATCH, labels.to_vec()).set(f64::from(u8::from(verdict.equal)));
     }

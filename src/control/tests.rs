@@ -20,7 +20,7 @@ async fn served(token: Option<&str>) -> (SocketAddr, pipeline::Daemon, JoinSet<(
     let (handle, daemon) = pipeline::daemon(parse(text, &Environment::new()).unwrap());
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let metrics = telemetry::metrics::install_recorder();
+    let metrics = telemetry::metrics::install_recorder(&"shop".parse().unwrap());
     let options = Options { handle, metrics, token: token.map(Secret::new) };
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { serve(listener, options, CancellationToken::new()).await.unwrap() });

@@ -111,7 +111,6 @@ impl Daemon {
             tasks.spawn(sink.run(spool.cursor(SinkName::Kafka)));
         }
         tasks.spawn(watchers::watch_slot(Arc::clone(&self.config), self.board.clone(), stop.clone()));
-        tasks.spawn(watchers::export_metrics(self.board.clone(), stop.clone()));
         let target = TargetSink {
             feed,
             options: apply_options(&self.config, &prepared, &shares),

@@ -4,6 +4,8 @@ use std::sync::OnceLock;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use crate::model::MigrationName;
+
 pub const LAG_BYTES: &str = "changeover_lag_bytes";
 /// 0 when idle and caught up, growing when stuck.
 pub const LAG_SECONDS: &str = "changeover_lag_seconds";
@@ -34,12 +36,12 @@ pub const LABEL_SINK: &str = "sink";
 pub const LABEL_STAGE: &str = "stage";
 pub const LABEL_OP: &str = "op";
 
-/// Starts collecting. One recorder a process, whoever asks first: several daemons of one process (tests, the demo)
-/// share it and tell themselves apart by the label `migration`.
-pub fn install_recorder() -> PrometheusHandle {
+/// Starts collecting, with the label `migration` on whatever does not carry it. One recorder a process, whoever asks
+/// first: it is a process of one migration.
+pub fn install_recorder(migration: &MigrationName) -> PrometheusHandle {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
     let install = || {
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorder = PrometheusBuilder::new().add_global_label(LABEL_MIGRATION, migration.as_str()).build_recorder();
         let handle = recorder.handle();
         if metrics::set_global_recorder(recorder).is_err() {
             tracing::warn!("another recorder of metrics is in place: /metrics stays empty");

@@ -103,3 +103,51 @@ async fn commands_to_a_daemon_that_does_not_run_exit_3_and_say_how_to_start_it()
     let (code, _, complaint) = outcome(&daemon.command(&["cutover"]));
     assert_eq!(code, 2, "{complaint}");
 }
+
+#[tokio::test]
+async fn a_running_daemon_is_asked_and_told_through_the_same_program() {
+    let pair = source_and_target().await;
+    let (source, target) = (pair.source.connect().await, pair.target.connect().await);
+    source
+        .exec("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT n, 'v' FROM generate_series(1, 100) n")
+        .await;
+    let mut daemon = Daemon::start(&TestConfig::new("shop", &pair));
+    daemon.wait_for_phase("streaming");
+    let (code, screen, _) = outcome(&daemon.command(&["status"]));
+    assert_eq!(code, 0);
+    assert!(screen.starts_with("shop  streaming") && screen.contains("\npublic.t "), "{screen}");
+
+    // A second daemon finds the port taken, and on another port the migration.
+    let (code, _, complaint) = outcome(&daemon.command(&["run"]));
+    assert_eq!(code, 1, "{complaint}");
+    assert!(complaint.contains("perhaps another daemon"), "{complaint}");
+    let mut second = Command::new(env!("CARGO_BIN_EXE_changeover"));
+    second.args(["run", "--config"]).arg(daemon.config_path()).env("CHANGEOVER_CONTROL_LISTEN", "127.0.0.1:0");
+    let (code, _, complaint) = outcome(&second.stdin(Stdio::null()).output().unwrap());
+    assert_eq!(code, 1, "{complaint}");
+    assert!(complaint.contains("hint: stop the other daemon"), "{complaint}");
+
+    assert_eq!(daemon.json(&["pause"])["paused"], true);
+    assert_eq!(daemon.status().unwrap()["paused"], true);
+    assert_eq!(outcome(&daemon.command(&["resume"])).0, 0);
+
+    assert_eq!(daemon.json(&["verify"])["verdict"], "equal");
+    target.exec("UPDATE t SET v = 'somebody else' WHERE id = 7").await;
+    let (code, report, _) = outcome(&daemon.command(&["verify", "--table", "public.t"]));
+    assert_eq!(code, 1, "{report}");
+    assert!(report.contains("(7): other values"), "{report}");
+    let (code, _, complaint) = outcome(&daemon.command(&["verify", "--table", "public.nothing"]));
+    assert_eq!(code, 1);
+    assert!(complaint.contains("no table of the migration matches"), "{complaint}");
+    // Not while both sides differ, and not while the daemon runs.
+    let (code, gates, _) = outcome(&daemon.command(&["cutover", "--dry-run"]));
+    assert_eq!(code, 1, "{gates}");
+    let (code, _, complaint) = outcome(&daemon.command(&["abort"]));
+    assert_eq!(code, 1, "{complaint}");
+
+    daemon.terminate();
+    let (code, report, complaint) = outcome(&daemon.command(&["abort"]));
+    assert_eq!(code, 0, "{complaint}");
+    assert!(report.contains("removed slot changeover_shop"), "{report}");
+    assert_eq!(source.scalar("SELECT count(*) FROM pg_replication_slots").await, "0");
+}
