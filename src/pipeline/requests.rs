@@ -100,6 +100,10 @@ impl Requests {
         let report = verify::verify(&self.verify_options(), &self.commands, dirty, &self.board.verification()).await;
         self.board.verifying(false);
         let report = report.map_err(|error| refused(&error.into()))?;
+        for table in report.tables.iter().filter(|table| !table.equal) {
+            // Chosen tables keep keys of their own, and what they find must not let a cutover through.
+            self.listeners.all().distrust(&table.table);
+        }
         info!(verdict = ?report.verdict, position = %report.position, rows = report.rows_verified, "verified");
         let value = serde_json::to_value(&report).expect("a report is plain data");
         self.board.verified(report);

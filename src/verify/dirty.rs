@@ -184,6 +184,14 @@ impl DirtyKeys {
         self.lock().replace(table, State::Unknown);
     }
 
+    /// Another comparison, of chosen tables, found `table` (its name on the source) different: an earlier verdict that it
+    /// is equal does not stand any more.
+    pub fn distrust(&self, table: &str) {
+        if let Some(place) = self.tables.iter().position(|known| known.source.to_string() == table) {
+            self.refute(place);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }

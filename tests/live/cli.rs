@@ -139,7 +139,7 @@ async fn a_running_daemon_is_asked_and_told_through_the_same_program() {
     let (code, _, complaint) = outcome(&daemon.command(&["verify", "--table", "public.nothing"]));
     assert_eq!(code, 1);
     assert!(complaint.contains("no table of the migration matches"), "{complaint}");
-    // Not while both sides differ, and not while the daemon runs.
+    // What was found different lets no cutover through, whatever an earlier pass found; and no abort while it runs.
     let (code, gates, _) = outcome(&daemon.command(&["cutover", "--dry-run"]));
     assert_eq!(code, 1, "{gates}");
     let (code, _, complaint) = outcome(&daemon.command(&["abort"]));

@@ -59,7 +59,8 @@ async fn client(url: String, number: u64, seed: u64, stop: Arc<AtomicBool>) {
 
 async fn seed_rows(db: &Db) {
     db.exec(SCHEMA).await;
-    db.exec(&format!("INSERT INTO item SELECT n, 1, repeat('x', 60), NULL FROM generate_series(0, {ROWS} - 1) n")).await;
+    db.exec(&format!("INSERT INTO item SELECT n, 1, repeat('x', 60), NULL FROM generate_series(0, {ROWS} - 1) n"))
+        .await;
 }
 
 async fn assert_equal(source: &Db, target: &Db) {
@@ -134,7 +135,8 @@ async fn assert_told_exactly_once(source: &Db, prefix: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_kills_at_random_moments_lose_nothing_and_repeat_nothing() {
-    let seed = std::env::var("CHANGEOVER_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed =
+        std::env::var("CHANGEOVER_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("CHANGEOVER_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let pair = Pair::of(15, 15);
