@@ -15,6 +15,7 @@
 mod options;
 mod error;
 mod position;
+mod origin;
 
 mod table;
 mod facts;
@@ -40,4 +41,5 @@ mod standing;
 pub use driver::run;
 pub use error::Error;
 pub use options::{Options, Ports};
+pub use origin::drop_origin;
 pub use position::{adopt_position, read_position};

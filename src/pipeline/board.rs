@@ -126,10 +126,6 @@ impl Board {
         *lock(&self.0.phase)
     }
 
-    pub(super) fn migration(&self) -> &str {
-        &self.0.migration
-    }
-
     pub(super) fn troubles(&self) -> Troubles {
         self.0.troubles.clone()
     }

@@ -5,7 +5,9 @@ use tracing::info;
 
 use super::cutover::recover;
 use super::error::Error;
+use super::lead::take_lead;
 use super::status::Phase;
+use crate::apply;
 use crate::config::Config;
 use crate::cutover::{self, Owner};
 use crate::schema::{self, Migration};
@@ -56,7 +58,7 @@ async fn both(config: &Config) -> Result<(Session, Session), Error> {
 
 /// Refused while a daemon runs: it would make again what we remove.
 async fn lead_stored(config: &Config, target: &Session) -> Result<Option<Migration>, Error> {
-    schema::lead(target, &config.migration).await?;
+    take_lead(target, &config.migration).await?;
     Ok(schema::read_migration(target, &config.migration).await?)
 }
 
@@ -87,6 +89,7 @@ async fn remove(
     cutover::remove_fence(source, &config.migration).await?;
     cutover::remove_journal(source, &config.migration).await?;
     done.removed.push("fence and journal on the source".to_owned());
+    apply::drop_origin(target, &config.migration).await?;
     schema::drop_state(target, &config.migration).await?;
     done.removed.push("replication origin and state on the target".to_owned());
     let dir = &config.limits.spool_dir;
@@ -97,6 +100,7 @@ async fn remove(
         Ok(()) | Err(_) => {}
     }
     done.removed.push(format!("spool in {}", config.limits.spool_dir.display()));
+    done.removed.push("replication origin and state on the target".to_owned());
     info!(migration = %config.migration, "removed");
     Ok(done)
 }

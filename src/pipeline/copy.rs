@@ -6,6 +6,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
+use super::lead::take_lead;
 use super::migrate::{schema_options, snapshot_options};
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
@@ -34,7 +35,7 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
         return Err(Error::NoTables);
     }
     schema::install_state(&target).await?;
-    schema::lead(&target, &config.migration).await?;
+    take_lead(&target, &config.migration).await?;
     if schema::read_migration(&target, &config.migration).await?.is_none() {
         let identified = source::identify(&config.source.endpoint).await?;
         let migration = Migration {

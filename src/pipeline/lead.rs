@@ -1,23 +1,42 @@
-//! Keeps the lock of the one daemon that leads.
+//! Takes and keeps the lock of the one daemon that leads.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::error::Error;
 use crate::config::Config;
-use crate::model::Disposition;
+use crate::model::{Disposition, MigrationName};
 use crate::schema;
 use crate::telemetry::chain;
 use crate::wire::{self, Session};
 
 /// How often the lock's session is looked at. Until a loss is noticed the epoch keeps a second daemon and us apart.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// A daemon that was killed leaves its session behind until the server notices: at once when it is idle, after the
+/// statement when it is not.
+const PATIENCE: Duration = Duration::from_secs(5);
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// Holds the lock until `stop`. When its session breaks, the lock is taken again; when another daemon has it by then, or
-/// has raised the epoch, this daemon stops: nothing it could still commit would be accepted.
+/// Takes the lock for as long as `session` lives. Refused when another daemon still has it after a few seconds.
+pub(super) async fn take_lead(session: &Session, migration: &MigrationName) -> Result<(), Error> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match schema::lead(session, migration).await {
+            Err(schema::Error::Led { holder, .. }) if Instant::now() < deadline => {
+                info!(holder, "waiting for the daemon that leads to go");
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+            taken => return Ok(taken?),
+        }
+    }
+}
+
+/// Holds the lock until `stop`. When its session breaks, the lock is taken again; when another daemon has raised the
+/// epoch by then, this one stops: nothing it could still commit would be accepted.
 pub(super) async fn keep_leading(config: Arc<Config>, epoch: i64, session: Session, stop: CancellationToken) {
     let mut session = Some(session);
     loop {
@@ -31,24 +50,29 @@ pub(super) async fn keep_leading(config: Arc<Config>, epoch: i64, session: Sessi
         };
         match open {
             Ok(open) => session = Some(open),
-            Err(error) if matches!(error.disposition(), Disposition::Retry) => {
-                warn!(error = chain(&error), "the target that holds our lock is not there");
-            }
-            Err(error) => {
+            Err(error @ Error::Superseded { .. }) => {
                 error!(error = chain(&error), "no longer leading: stopping");
                 stop.cancel();
                 return;
             }
+            // Our own session of before a broken connection may hold the lock until the server gives it up.
+            Err(Error::Schema(schema::Error::Led { holder, .. })) => {
+                warn!(holder, "the lock is held by another session")
+            }
+            Err(error) if matches!(error.disposition(), Disposition::Retry) => {
+                warn!(error = chain(&error), "the target that holds our lock is not there");
+            }
+            Err(error) => warn!(error = chain(&error), "the lock could not be taken again"),
         }
     }
 }
 
 async fn lead_again(config: &Config, epoch: i64) -> Result<Session, Error> {
     let session = wire::connect(&config.target.endpoint, "control").await.map_err(Error::Target)?;
-    schema::lead(&session, &config.migration).await?;
     let migration = schema::read_migration(&session, &config.migration).await?;
-    match migration {
-        Some(migration) if migration.epoch == epoch => Ok(session),
-        Some(_) | None => Err(Error::Superseded { migration: config.migration.to_string() }),
+    if migration.is_none_or(|migration| migration.epoch != epoch) {
+        return Err(Error::Superseded { migration: config.migration.to_string() });
     }
+    schema::lead(&session, &config.migration).await?;
+    Ok(session)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::error::Error;
+use super::lead::take_lead;
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
 use crate::model::{Lsn, SourceIdentity, TableName};
@@ -41,7 +42,7 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
         return Err(Error::NoTables);
     }
     schema::install_state(&state).await?;
-    schema::lead(&state, &config.migration).await?;
+    take_lead(&state, &config.migration).await?;
     let migration = match schema::read_migration(&state, &config.migration).await? {
         Some(migration) => migration,
         None => begin(config, &state, identified.identity.clone()).await?,

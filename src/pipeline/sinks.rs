@@ -108,7 +108,7 @@ impl Feed {
         running: impl Future<Output = Result<(), Error>>,
     ) -> Result<(), Error> {
         let mut cursor = cursor.lock().await;
-        cursor.rewind();
+        cursor.rewind()?;
         let mut reports = settled.subscribe();
         tokio::pin!(running);
         let mut next = None;
