@@ -1,5 +1,6 @@
 //! The load: clients that write through the pooler and remember what they were told.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub(super) struct Load {
     clients: JoinSet<Ledger>,
     stop: CancellationToken,
     committed: Arc<AtomicU64>,
+    begun: Vec<Arc<AtomicU64>>,
 }
 
 /// What all clients have in common.
@@ -48,10 +50,16 @@ impl Load {
             committed: Arc::clone(&committed),
         };
         let mut clients = JoinSet::new();
-        for number in 1..=count {
-            clients.spawn(run_client(number, common.clone()));
+        let begun: Vec<Arc<AtomicU64>> = (0..count).map(|_| Arc::default()).collect();
+        for (number, begun) in (1..).zip(&begun) {
+            clients.spawn(run_client(number, common.clone(), Arc::clone(begun)));
         }
-        Self { clients, stop, committed }
+        Self { clients, stop, committed, begun }
+    }
+
+    /// The number of the last transaction that each client has begun, by client.
+    pub(super) fn begun(&self) -> HashMap<usize, u64> {
+        (1..).zip(&self.begun).map(|(number, begun)| (number, begun.load(Ordering::Acquire))).collect()
     }
 
     /// Transactions committed so far.
@@ -66,7 +74,7 @@ impl Load {
     }
 }
 
-async fn run_client(number: usize, common: Common) -> Ledger {
+async fn run_client(number: usize, common: Common, begun: Arc<AtomicU64>) -> Ledger {
     let mut ledger = Ledger::new(number);
     // Not the same for each client, the same in each run.
     let mut random = fastrand::Rng::with_seed(number as u64);
@@ -77,6 +85,7 @@ async fn run_client(number: usize, common: Common) -> Ledger {
         ticks.tick().await;
         let Some(open) = connected(&mut session, &common).await else { continue };
         let (n, effect) = (ledger.number(), choose(&ledger, &mut random, common.accounts));
+        begun.store(n, Ordering::Release);
         match transact(open, &statements(number, n, effect)).await {
             Ok(()) => {
                 ledger.told_committed(n, effect, Instant::now());

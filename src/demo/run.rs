@@ -1,5 +1,6 @@
 //! The demo from beginning to end.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +27,8 @@ struct Migrated {
     /// When the cutover was asked for and when it was answered.
     between: (Instant, Instant),
     last_status: Status,
+    /// What each client had begun when the slot was there.
+    begun_before: HashMap<usize, u64>,
 }
 
 /// Moves a live database between two throw-away clusters with clients writing to it all the while, and compares what the
@@ -62,7 +65,7 @@ async fn tell(options: &DemoOptions) -> Result<DemoReport, Error> {
     let mut faults = compare(&ledgers, &shop::held(&stage.green_url()).await?);
     let mut notes = vec![pause_note(&migrated)];
     if let Some(bootstrap) = &options.kafka {
-        let (of_stream, rows) = check_stream(&stage, bootstrap).await?;
+        let (of_stream, rows) = check_stream(&stage, bootstrap, migrated.begun_before.clone()).await?;
         faults = Faults { lost: faults.lost + of_stream.lost, duplicated: faults.duplicated + of_stream.duplicated };
         notes.push(format!(
             "Kafka: {rows} rows of the write log read back, {} lost, {} twice",
@@ -81,10 +84,14 @@ async fn tell(options: &DemoOptions) -> Result<DemoReport, Error> {
 /// From the start of the daemon to green owning the writes.
 async fn migrate(daemon: &mut Daemon, load: &Load, options: &DemoOptions, screen: &Screen) -> Result<Migrated, Error> {
     let mut phase = None;
+    let mut begun_before = None;
     daemon
         .watch("the copy to end", COPY_PATIENCE, |status| {
             if phase.replace(status.phase) != Some(status.phase) {
                 screen.say(&format!("phase: {}", status.phase.as_str().replace('_', " ")));
+            }
+            if status.phase != Phase::Preparing {
+                begun_before.get_or_insert_with(|| load.begun());
             }
             screen.live(line(status, load));
             status.phase == Phase::Streaming
@@ -112,7 +119,8 @@ async fn migrate(daemon: &mut Daemon, load: &Load, options: &DemoOptions, screen
     let cutover = daemon.cutover().await?;
     let between = (asked, Instant::now());
     screen.say("cut over: green owns the writes");
-    Ok(Migrated { verified, cutover, between, last_status })
+    let begun_before = begun_before.unwrap_or_default();
+    Ok(Migrated { verified, cutover, between, last_status, begun_before })
 }
 
 async fn go_on(duration: Duration, load: &Load, screen: &Screen, what: &str) {
@@ -124,11 +132,11 @@ async fn go_on(duration: Duration, load: &Load, screen: &Screen, what: &str) {
 }
 
 /// Blue takes no writes any more, so its write log is all that the stream must hold.
-async fn check_stream(stage: &Stage, bootstrap: &str) -> Result<(Faults, u64), Error> {
+async fn check_stream(stage: &Stage, bootstrap: &str, begun: HashMap<usize, u64>) -> Result<(Faults, u64), Error> {
     let blue = shop::held_log(&stage.blue_url()).await?;
     let (bootstrap, topic) = (bootstrap.to_owned(), format!("{}.public.write_log", stage.topics));
     let held = blocking(move || stream::read(&bootstrap, &topic)).await?;
-    Ok((stream::compare(&blue, &held), held.values().sum()))
+    Ok((stream::compare(&blue, &held, &begun), held.values().sum()))
 }
 
 fn report(migrated: &Migrated, ledgers: &[Ledger], faults: Faults, notes: Vec<String>) -> DemoReport {

@@ -77,10 +77,20 @@ fn count(payload: Option<&[u8]>, log: &mut WriteLog) -> Result<(), Error> {
     Ok(())
 }
 
-/// Each row of blue's write log must be in the stream, and once.
-pub(super) fn compare(blue: &WriteLog, stream: &WriteLog) -> Faults {
+/// Each row of blue's write log must be in the stream, and once, from the place on where the stream begins.
+///
+/// That place is the slot's, so what was committed before the slot was made is in the copy and not in the stream. A client
+/// commits one transaction after the other, so the slot cuts its rows in two: nothing may be missing behind the first
+/// that is in the stream, nor behind what the client had `begun` when the slot was there.
+pub(super) fn compare(blue: &WriteLog, stream: &WriteLog, begun: &HashMap<usize, u64>) -> Faults {
+    let mut first = begun.clone();
+    for (client, n) in stream.keys() {
+        let first = first.entry(*client).or_insert(*n);
+        *first = (*first).min(n - 1);
+    }
+    let is_streamed = |(client, n): &&(usize, u64)| first.get(client).is_none_or(|before| n > before);
     Faults {
-        lost: blue.keys().filter(|key| !stream.contains_key(key)).count() as u64,
+        lost: blue.keys().filter(is_streamed).filter(|key| !stream.contains_key(key)).count() as u64,
         duplicated: stream.iter().map(|(key, times)| times - blue.get(key).copied().unwrap_or(0).min(*times)).sum(),
     }
 }
@@ -100,8 +110,26 @@ mod tests {
         ] {
             count(Some(payload.as_bytes()), &mut stream).unwrap();
         }
-        let blue = WriteLog::from([((1, 1), 1), ((1, 2), 1), ((1, 3), 1)]);
-        assert_eq!(compare(&blue, &stream), Faults { lost: 1, duplicated: 1 });
+        assert_eq!(stream, WriteLog::from([((1, 1), 1), ((1, 2), 2)]));
         assert!(count(Some(b"no envelope"), &mut stream).is_err());
+    }
+
+    #[test]
+    fn nothing_is_missing_behind_the_place_where_the_stream_begins() {
+        let log = |ns: &[u64]| ns.iter().map(|n| ((1, *n), 1)).collect::<WriteLog>();
+        let blue = log(&[1, 2, 3, 4]);
+        for (stream, begun, lost) in [
+            (log(&[3, 4]), 2, 0),
+            // The slot was there before the client was looked at.
+            (log(&[2, 3, 4]), 3, 0),
+            (log(&[2, 4]), 3, 1),
+            (log(&[4]), 2, 1),
+            (log(&[]), 2, 2),
+        ] {
+            let faults = compare(&blue, &stream, &HashMap::from([(1, begun)]));
+            assert_eq!(faults, Faults { lost, duplicated: 0 }, "{stream:?}");
+        }
+        let twice = WriteLog::from([((1, 4), 2), ((1, 5), 1)]);
+        assert_eq!(compare(&blue, &twice, &HashMap::from([(1, 3)])).duplicated, 2);
     }
 }
