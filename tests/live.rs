@@ -17,6 +17,11 @@ mod wire;
 #[path = "live/source.rs"]
 mod source;
 
+#[path = "live/schema.rs"]
+mod schema;
+#[path = "live/snapshot.rs"]
+mod snapshot;
+
 #[path = "live/preflight.rs"]
 mod preflight;
 #[path = "live/cli.rs"]

@@ -123,8 +123,8 @@ pub enum GeneratedKind {
 /// The documentation warns that binary files are less portable between versions. For built-in types that warning is
 /// about history: their `typsend` forms are what every driver speaks, and none has changed since PostgreSQL 8.4 made
 /// integer timestamps the default and 10 the only kind. What does differ between databases are OIDs, so types whose
-/// value is one that stands for a name (`regclass` and its kin) travel as text, and so does every base type that is not built in,
-/// because its format belongs to the version of its extension.
+/// value is one that stands for a name (`regclass` and its kin) travel as text, and so does every base type that is not
+/// built in, because its format belongs to the version of its extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BinaryCopy {
     Always,

@@ -49,8 +49,8 @@ pub enum DifferenceKind {
     Partitioning,
 }
 
-/// Every difference, in the order of the source's tables. Indexes and keys are compared only where the target's tables are meant to be
-/// complete: with `keys` false (a target whose indexes are built later) they are left out.
+/// Every difference, in the order of the source's tables. Indexes and keys are compared only where the target's tables
+/// are meant to be complete: with `keys` false (a target whose indexes are built later) they are left out.
 pub fn compare(source: &Catalog, target: &Catalog, keys: bool) -> Vec<Difference> {
     let mut found = Vec::new();
     for table in &source.tables {

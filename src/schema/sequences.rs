@@ -16,7 +16,8 @@ struct State {
 }
 
 /// Sets each sequence on `target` to where it stands on `source`, plus `margin` increments where it has ever been
-/// called: what sessions on the source had cached or an unlogged prefetch may have given out. Returns how many were set.
+/// called: what sessions on the source had cached or an unlogged prefetch may have given out. Returns how many were
+/// set.
 ///
 /// Never `MAX(column)`: values of deleted and rolled back rows must not come again. One query a side (for each 500
 /// sequences), because clients wait for it.

@@ -6,7 +6,8 @@ use crate::wire::Session;
 
 const TARGET_SQL: &str = include_str!("../../schemas/target.sql");
 
-/// Of `pg_advisory_xact_lock`: two daemons that install at once would both find nothing and collide. "chngover" in ASCII.
+/// Of `pg_advisory_xact_lock`: two daemons that install at once would both find nothing and collide. "chngover" in
+/// ASCII.
 const INSTALL_LOCK: i64 = 0x6368_6e67_6f76_6572;
 
 /// Makes the schema `changeover` and its tables where they are missing.

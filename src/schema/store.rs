@@ -141,7 +141,8 @@ fn lock_key(name: &MigrationName) -> i64 {
 /// A 64-bit key stands in `pg_locks` as two halves with `objsubid` 1 ("pg_locks" in the documentation).
 async fn lock_holder(target: &Session, key: i64) -> Result<String, tokio_postgres::Error> {
     let sql = "SELECT pg_catalog.format('process %s of %s (%s, connected since %s)', l.pid,
-                      coalesce(host(a.client_addr), 'this machine'), coalesce(nullif(a.application_name, ''), 'unnamed'),
+                      coalesce(host(a.client_addr), 'this machine'),
+                      coalesce(nullif(a.application_name, ''), 'unnamed'),
                       coalesce(a.backend_start::text, 'unknown'))
                FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid)
                WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1

@@ -36,8 +36,8 @@ impl Target {
         Ok(Self { catalog, referenced })
     }
 
-    /// Where `table`'s rows go: into the table of the same name, a partition's also into the nearest of its parents that
-    /// is there.
+    /// Where `table`'s rows go: into the table of the same name, a partition's also into the nearest of its parents
+    /// that is there.
     pub(super) fn destination(&self, table: &Table, source: &Catalog) -> Result<Destination, Error> {
         let (found, shared) = match self.catalog.table(&table.name) {
             Some(found) => (found, false),

@@ -20,7 +20,7 @@ pub enum Error {
         table: TableName,
         doing: &'static str,
         #[source]
-        source: wire::Error,
+        source: Box<wire::Error>,
     },
     #[error("{doing}")]
     Prepare {
@@ -53,6 +53,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Copying `table` failed while `doing`.
+    pub(super) fn copy(table: &TableName, doing: &'static str) -> impl FnOnce(wire::Error) -> Self + use<> {
+        let table = table.clone();
+        move |source| Self::Copy { table, doing, source: Box::new(source) }
+    }
+
     pub(super) fn query(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Query { doing, source }
     }
@@ -61,15 +67,16 @@ impl Error {
     pub fn disposition(&self) -> Disposition {
         let halt = |hint: &str| Disposition::Halt { hint: hint.to_owned() };
         match self {
-            Self::Connect(source) | Self::Copy { source, .. } | Self::Prepare { source, .. } => source.disposition(),
+            Self::Connect(source) | Self::Prepare { source, .. } => source.disposition(),
+            Self::Copy { source, .. } => source.disposition(),
             Self::Catalog(source) => source.disposition(),
             Self::Query { source, .. } => wire::disposition_of(source),
             Self::Locked { .. } | Self::SnapshotLost(_) | Self::Stopped => Disposition::Retry,
             Self::MissingTable { .. } => halt("create the table on the target, or exclude it, then `resume`"),
             Self::NotEmpty { .. } => halt("empty the table on the target (TRUNCATE) or exclude it, then `resume`"),
             Self::WouldFire { .. } => halt(
-                "let the target's role set session_replication_role (superuser, or GRANT SET ON PARAMETER from PostgreSQL \
-                 15 on), or drop the table's foreign keys and disable its triggers, then `resume`",
+                "let the target's role set session_replication_role (superuser, or GRANT SET ON PARAMETER \
+                 from PostgreSQL 15 on), or drop the table's foreign keys and disable its triggers, then `resume`",
             ),
             Self::RowsLost { .. } | Self::PartsMissing { .. } => {
                 halt("something removes rows on the way (a trigger or rule on the target?); see to it, then `resume`")

@@ -10,8 +10,8 @@ use crate::model::{Lsn, SnapshotSet, TableName};
 use crate::schema::lock_holders;
 use crate::wire::{self, Endpoint, Session};
 
-/// A request that waits for ACCESS SHARE makes nobody wait by itself, but an ALTER that queues behind it would: short, and
-/// often.
+/// A request that waits for ACCESS SHARE makes nobody wait by itself, but an ALTER that queues behind it would: short,
+/// and often.
 const LOCK_TIMEOUT_MS: u32 = 2_000;
 const LOCK_ATTEMPTS: u32 = 30;
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
@@ -30,9 +30,9 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    /// Locks come first: TRUNCATE and rewriting ALTERs are not MVCC-safe, and a table changed by one between snapshot and
-    /// lock would be read as empty. LOCK takes no snapshot ("SET TRANSACTION" and "LOCK" in the documentation), so the first query
-    /// after it does.
+    /// Locks come first: TRUNCATE and rewriting ALTERs are not MVCC-safe, and a table changed by one between snapshot
+    /// and lock would be read as empty. LOCK takes no snapshot ("SET TRANSACTION" and "LOCK" in the documentation), so
+    /// the first query after it does.
     pub(super) async fn open(source: &Endpoint, tables: &[TableName], stop: &CancellationToken) -> Result<Self, Error> {
         let session = wire::connect(source, "snapshot").await.map_err(Error::Connect)?;
         lock_with_patience(&session, tables, stop).await?;

@@ -36,8 +36,8 @@ const LOOK_COUNT: usize = 100;
 /// hand-over of each table to the stream, earlier attempts' included. Call again after an error or a crash: what is
 /// recorded as complete is not copied again.
 ///
-/// With a slot, call it after the slot was created and after
-/// [`crate::source::wait_out_running_transactions`]: the rule of [`TableHandover`] is exact for every snapshot taken later.
+/// With a slot, call it after the slot was created and after [`crate::source::wait_out_running_transactions`]: the rule
+/// of [`TableHandover`] is exact for every snapshot taken later.
 pub async fn run(
     options: Options,
     catalog: &Catalog,

@@ -3,8 +3,8 @@
 use super::plan::{Copied, Unit};
 use crate::model::{MigrationName, SnapshotSet, quote_identifier, quote_literal};
 
-/// `COPY ... TO STDOUT` on the source. Columns are named, so that the order of both tables may differ; generated ones are
-/// left out, since the target computes them.
+/// `COPY ... TO STDOUT` on the source. Columns are named, so that the order of both tables may differ; generated ones
+/// are left out, since the target computes them.
 pub(super) fn copy_out(unit: &Unit) -> String {
     let (table, format) = (&unit.copied.table, format_of(&unit.copied));
     let columns = columns(&unit.copied);

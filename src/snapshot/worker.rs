@@ -139,7 +139,7 @@ impl<'a> Worker<'a> {
     /// Leaves the target inside the unit's transaction.
     async fn move_rows(&mut self, unit: &Unit, counts: &Counts) -> Result<Moved, Error> {
         let name = &unit.copied.table.name;
-        let failed = |doing| move |source| Error::Copy { table: name.clone(), doing, source };
+        let failed = |doing| Error::copy(name, doing);
         self.target.simple_query(&sql::begin(unit)).await.map_err(failed("empty the target's table"))?;
         let mut rows = self.source.copy_out(&sql::copy_out(unit)).await.map_err(failed("read the source"))?;
         let mut into = self.target.copy_in(&sql::copy_in(unit)).await.map_err(failed("write to the target"))?;
@@ -184,8 +184,7 @@ impl<'a> Worker<'a> {
         let taken =
             sql::Taken { snapshot: &holder.snapshot, until: holder.until, rows: moved.rows, bytes: moved.bytes };
         let record = sql::record(unit, &self.attempt.options.migration, &taken);
-        let table = &unit.copied.table.name;
-        let failed = |source| Error::Copy { table: table.clone(), doing: "record what was copied", source };
+        let failed = Error::copy(&unit.copied.table.name, "record what was copied");
         self.target.simple_query(&record).await.map(drop).map_err(failed)
     }
 
@@ -195,9 +194,8 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         let table = &copied.table.name;
-        let failed = |source| Error::Copy { table: table.clone(), doing: "record that it is complete", source };
         let marked = self.target.simple_query(&sql::complete(copied, &self.attempt.options.migration)).await;
-        if marked.map_err(failed)?.is_empty() {
+        if marked.map_err(Error::copy(table, "record that it is complete"))?.is_empty() {
             return Err(Error::PartsMissing { table: table.clone() });
         }
         Ok(())

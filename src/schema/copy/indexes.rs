@@ -16,8 +16,8 @@ use crate::schema::{Catalog, Error};
 use crate::wire;
 
 /// Builds the keys and indexes of the migration's tables, each in a transaction that records it: large tables first,
-/// tables side by side, the indexes of one table one after the other (a key takes the table for itself). Then partitions'
-/// indexes are attached to those of their roots. What is recorded as done is left alone.
+/// tables side by side, the indexes of one table one after the other (a key takes the table for itself). Then
+/// partitions' indexes are attached to those of their roots. What is recorded as done is left alone.
 pub async fn copy_indexes(
     options: &CopyOptions,
     catalog: &Catalog,

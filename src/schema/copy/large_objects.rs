@@ -9,8 +9,8 @@ use crate::wire::{self, Session};
 
 const CHUNK_BYTES: i32 = 1 << 20;
 
-/// Copies every large object under its own OID, with its content and owner; one that is there already is replaced. Each in
-/// a transaction of its own. Returns how many there were. Privileges and comments are not copied.
+/// Copies every large object under its own OID, with its content and owner; one that is there already is replaced. Each
+/// in a transaction of its own. Returns how many there were. Privileges and comments are not copied.
 pub async fn copy_large_objects(options: &CopyOptions, stop: CancellationToken) -> Result<u64, Error> {
     let source = wire::connect(&options.source, "large objects").await.map_err(Error::Connect)?;
     let target = wire::connect(&options.target, "large objects").await.map_err(Error::Connect)?;

@@ -10,12 +10,15 @@ use super::worker::{Step, Worker, left_of};
 use super::{CopyOptions, Steps};
 use crate::model::quote_identifier;
 use crate::schema::dump::{Entry, Section};
-use crate::schema::{Catalog, Error, TableKind};
+use crate::schema::{Catalog, Error, Table, TableKind};
 use crate::wire;
 
-/// Foreign keys, then `ANALYZE`, then the rest of the post-data section in its order. The stream may be applied meanwhile: a foreign key
-/// is added `NOT VALID`, which takes a lock for a moment, and validated under one that lets writers pass. Keys of partitioned
-/// tables cannot be (before PostgreSQL 18) and hold writers up while they are checked.
+/// Foreign keys, then `ANALYZE`, then the rest of the post-data section in its order. What is recorded as done is left
+/// alone.
+///
+/// The stream may be applied meanwhile: a foreign key is added `NOT VALID`, which takes a lock for a moment, and
+/// validated under one that lets writers pass. A key from or to a partitioned table is checked as it is added, and
+/// writers of both tables wait.
 ///
 /// Triggers made here do not fire for what is applied as long as the applier sets `session_replication_role`.
 pub async fn copy_post_data(
@@ -99,7 +102,10 @@ impl Plan {
             warn!(key = key.name, references = %key.references, "left out: it refers to a table that is not migrated");
             return;
         }
-        let whole = table.is_some_and(|table| table.kind == TableKind::Ordinary);
+        let ordinary = |table: &Table| table.kind == TableKind::Ordinary;
+        // Validation does not reach the copies of a key that partitions have on either end of it (before 18).
+        let whole =
+            table.is_some_and(ordinary) && key.and_then(|key| catalog.table(&key.references)).is_some_and(ordinary);
         let as_it_is = entry.says(&["not", "valid"]) || entry.says(&["not", "enforced"]);
         if let (Some(relation), Some(name), true, false) = (&step.relation, name, whole, as_it_is) {
             for statement in &mut step.statements {

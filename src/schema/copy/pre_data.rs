@@ -11,8 +11,8 @@ use crate::wire::{self, Session};
 
 const TITLE: &str = "pre-data";
 
-/// Roles and settings that the target lacks, then everything of the source's schema that rows need. Without effect when it
-/// is recorded as done.
+/// Roles and settings that the target lacks, then everything of the source's schema that rows need. Without effect when
+/// it is recorded as done.
 pub async fn copy_pre_data(options: &CopyOptions, catalog: &Catalog) -> Result<(), Error> {
     // Recorded by its name alone: the statements are read from the source only when they are needed.
     let stop = CancellationToken::new();

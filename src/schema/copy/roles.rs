@@ -10,8 +10,8 @@ use crate::model::{Secret, quote_identifier};
 use crate::schema::Error;
 use crate::wire::Session;
 
-/// Creates the roles that the source's database refers to and the target's cluster lacks: owners and grantees, those who may
-/// log in, and who is a member of whom among them. Roles that are there stay as they are.
+/// Creates the roles that the source's database refers to and the target's cluster lacks: owners and grantees, those
+/// who may log in, and who is a member of whom among them. Roles that are there stay as they are.
 ///
 /// Password hashes come along when the source's role may read them. Otherwise the roles are made without a password.
 pub(super) async fn copy_missing(source: &Session, target: &Session) -> Result<(), Error> {
@@ -81,7 +81,8 @@ async fn read_roles(source: &Session) -> Result<BTreeMap<String, Role>, Error> {
         ), start (oid) AS (
             SELECT d.refobjid FROM pg_catalog.pg_shdepend d, this
             WHERE d.refclassid = 'pg_catalog.pg_authid'::regclass
-              AND (d.dbid = this.oid OR (d.dbid = 0 AND d.classid = 'pg_catalog.pg_database'::regclass AND d.objid = this.oid))
+              AND (d.dbid = this.oid
+                   OR (d.dbid = 0 AND d.classid = 'pg_catalog.pg_database'::regclass AND d.objid = this.oid))
             UNION SELECT relowner FROM pg_catalog.pg_class WHERE oid >= 16384
             UNION SELECT proowner FROM pg_catalog.pg_proc WHERE oid >= 16384
             UNION SELECT typowner FROM pg_catalog.pg_type WHERE oid >= 16384
@@ -93,8 +94,8 @@ async fn read_roles(source: &Session) -> Result<BTreeMap<String, Role>, Error> {
             SELECT CASE WHEN m.roleid = w.oid THEN m.member ELSE m.roleid END
             FROM wanted w JOIN pg_catalog.pg_auth_members m ON w.oid IN (m.roleid, m.member)
         )
-        SELECT r.rolname::text, r.rolsuper, r.rolinherit, r.rolcreaterole, r.rolcreatedb, r.rolcanlogin, r.rolreplication,
-               r.rolbypassrls, r.rolconnlimit, r.rolvaliduntil::text, pg_catalog.shobj_description(r.oid, 'pg_authid')
+        SELECT r.rolname::text, r.rolsuper, r.rolinherit, r.rolcreaterole, r.rolcreatedb, r.rolcanlogin,
+               r.rolreplication, r.rolbypassrls, r.rolconnlimit, r.rolvaliduntil::text, pg_catalog.shobj_description(r.oid, 'pg_authid')
         FROM wanted JOIN pg_catalog.pg_roles r USING (oid) WHERE r.rolname !~ '^pg_'";
     let rows = source.query(sql, &[]).await.map_err(Error::query("read the roles"))?;
     Ok(rows.iter().map(role).map(|role| (role.name.clone(), role)).collect())

@@ -19,7 +19,8 @@ pub(super) async fn excluded(source: &Session, catalog: &Catalog) -> Result<Vec<
                WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't'
                  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'changeover')
                  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                                 WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+                                 WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+                                   AND d.deptype = 'e')";
     let rows = source.query(sql, &[]).await.map_err(doing())?;
     let name = |row: &tokio_postgres::Row| TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
     let outside: Vec<u32> = rows.iter().filter(|row| !chosen.contains(&name(row))).map(|row| row.get(0)).collect();

@@ -17,8 +17,8 @@ struct Default {
     value: String,
 }
 
-/// Parameters whose value is a list of identifiers (GUC_LIST_QUOTE in guc_tables.c): stored quoted, and given element by
-/// element.
+/// Parameters whose value is a list of identifiers (GUC_LIST_QUOTE in guc_tables.c): stored quoted, and given element
+/// by element.
 const LISTS: [&str; 6] = [
     "search_path",
     "temp_tablespaces",

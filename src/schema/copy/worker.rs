@@ -158,8 +158,8 @@ impl Worker {
         Err(Error::Locked { table: step.title.clone(), blocker: self.lock_holders(step).await })
     }
 
-    /// All of it or nothing. When the daemon stops the statement is cancelled, and its end awaited: dropped, it would go
-    /// on inside the server and might commit behind the back of the next attempt.
+    /// All of it or nothing. When the daemon stops the statement is cancelled, and its end awaited: dropped, it would
+    /// go on inside the server and might commit behind the back of the next attempt.
     async fn transaction(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         let running = self.session.batch_execute(sql);
         tokio::pin!(running);

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Malformed;
-use super::lexer::{StatementEnd, Token, TokenKind, Tokens};
+use super::lexer::{Malformed, StatementEnd, Token, TokenKind, Tokens};
 use crate::model::TableName;
 
 /// A section of a dump: what to set on the session first, then entries in an order that satisfies their dependencies.

@@ -4,7 +4,13 @@
 //! Strings are read as under `standard_conforming_strings = on`. pg_dump doubles backslashes where it is off, which
 //! ends every literal at the same place.
 
-use super::Malformed;
+/// A dump that is not what pg_dump writes.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("read the dump at byte {at_bytes}: {what}")]
+pub struct Malformed {
+    pub at_bytes: usize,
+    pub what: &'static str,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenKind {

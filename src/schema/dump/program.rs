@@ -105,8 +105,8 @@ fn parse_major(version: &str) -> Option<u32> {
 impl PgDump {
     /// The text of one section of the whole database. `excluded` tables and sequences and our own schema are left out.
     ///
-    /// The whole database, because `--schema` and `--table` leave out extensions, casts and languages, and types and functions that the chosen
-    /// tables need.
+    /// The whole database, because `--schema` and `--table` leave out extensions, casts and languages, and types and
+    /// functions that the chosen tables need.
     pub(crate) async fn section(
         &self,
         source: &Endpoint,

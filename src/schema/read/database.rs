@@ -15,7 +15,8 @@ pub(super) async fn read(session: &Session) -> Result<(u32, Database), Error> {
         170_000.. => "datlocale::text",
     };
     let sql = format!(
-        "SELECT datname::text, pg_catalog.pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {locale}
+        "SELECT datname::text, pg_catalog.pg_encoding_to_char(encoding)::text, datcollate::text,
+                datctype::text, {locale}
          FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()"
     );
     let row = session.query_one(&sql, &[]).await.map_err(doing())?;

@@ -36,7 +36,8 @@ pub(super) async fn read(session: &Session) -> Result<Vec<Relation>, Error> {
                WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't'
                  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'changeover')
                  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                                 WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+                                 WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+                                   AND d.deptype = 'e')";
     let rows = session.query(sql, &[]).await.map_err(Error::query("read the tables"))?;
     rows.iter()
         .map(|row| {

@@ -28,7 +28,8 @@ pub(super) async fn read(session: &Session, filter: &TableFilter, tables: &[Tabl
                LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
                WHERE c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'changeover')
                  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e
-                                 WHERE e.classid = 'pg_catalog.pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e')";
+                                 WHERE e.classid = 'pg_catalog.pg_class'::regclass AND e.objid = c.oid
+                                   AND e.deptype = 'e')";
     let rows = session.query(sql, &[]).await.map_err(Error::query("read the sequences"))?;
     let schemas: BTreeSet<&str> = tables.iter().map(|table| table.name.schema.as_str()).collect();
     let mut found: Vec<Sequence> = rows.iter().map(sequence).collect();

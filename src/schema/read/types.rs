@@ -81,7 +81,8 @@ async fn read(session: &Session, version: u32, type_oids: &[u32]) -> Result<Hash
         "WITH RECURSIVE made_of (oid) AS (
              SELECT pg_catalog.unnest($1::oid[])
              UNION
-             SELECT p.oid FROM made_of m JOIN pg_catalog.pg_type t ON t.oid = m.oid CROSS JOIN LATERAL ({parts}) AS p (oid)
+             SELECT p.oid FROM made_of m JOIN pg_catalog.pg_type t ON t.oid = m.oid
+                    CROSS JOIN LATERAL ({parts}) AS p (oid)
          )
          SELECT t.oid, t.typname::text, t.typtype::text, t.typsend = 'pg_catalog.array_send'::regproc,
                 t.typsend <> 0 AND t.typreceive <> 0, ARRAY({parts})
