@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use changeover::demo::{PgCluster, StopMode};
+use changeover::demo::{PgCluster, PostgresPrograms, StopMode};
 use changeover::link;
 use changeover::model::{Disposition, FramePayload, Lsn, SourceIdentity, TableName};
 use changeover::source::{self, Error, Options, Ports, SessionState, SourceEvent, WhenActive};
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::cluster;
+use crate::support::{cluster, cluster_of};
 
 const SLOT: &str = "changeover_test";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -138,6 +138,30 @@ async fn a_slot_is_made_seen_and_dropped() {
     assert!(source::drop_slot(&session, SLOT, WhenActive::Refuse).await.unwrap());
     assert!(!source::drop_slot(&session, SLOT, WhenActive::Refuse).await.unwrap());
     assert_eq!(source::slot_state(&session, SLOT).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn every_installed_version_streams_as_far_as_it_can() {
+    for programs in PostgresPrograms::find().unwrap() {
+        let (server, major) = (cluster_of(programs.major), programs.major);
+        let session = prepared(&server).await;
+        let mut stream = Stream::start(Options { streaming: true, ..options(&server) }, 1 << 20);
+        let SourceEvent::Session { proto_version, streaming, start } = stream.next().await else {
+            panic!("a session begins")
+        };
+        assert_eq!((proto_version, streaming), (major.clamp(13, 16) - 12, major >= 14));
+        session.batch_execute("INSERT INTO public.t VALUES (1, 'hello')").await.unwrap();
+        let (messages, end) = stream.transactions(1).await;
+        assert!(messages.iter().any(|message| message.windows(5).any(|part| part == b"hello")), "{major}");
+        stream.confirmed.send_replace(Some(end));
+        until(&session, &format!("SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots")).await;
+        let state = source::slot_state(&session, SLOT).await.unwrap().unwrap();
+        assert!(state.active_pid.is_some() && state.invalidated().is_none() && state.confirmed_flush > Some(start));
+        stream.stop.cancel();
+        stream.end().await.unwrap();
+        assert!(source::drop_slot(&session, SLOT, WhenActive::Terminate).await.unwrap());
+        assert!(!server.log().contains("ERROR"), "{major}: {}", server.log());
+    }
 }
 
 #[tokio::test]
