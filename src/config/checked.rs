@@ -88,7 +88,7 @@ pub struct Kafka {
     pub format: KafkaFormat,
     /// Partitions of a topic that we create.
     pub partitions: u32,
-    /// `None` leaves it to the broker's default.
+    /// Copies of a topic that we create; `None` is one.
     pub replication_factor: Option<u16>,
     /// How long one Kafka transaction gathers changes before it is committed.
     pub transaction_ms: u64,
