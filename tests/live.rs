@@ -21,6 +21,8 @@ mod source;
 mod schema;
 #[path = "live/snapshot.rs"]
 mod snapshot;
+#[path = "live/decode.rs"]
+mod decode;
 
 #[path = "live/preflight.rs"]
 mod preflight;

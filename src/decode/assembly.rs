@@ -12,14 +12,22 @@ use super::shapes::Listing;
 pub(super) struct Assembly {
     /// A batch is closed at the first commit beyond this, and a transaction beyond it goes out in parts.
     batch_bytes: usize,
-    next_seq: u64,
     pub(super) listing: Listing,
     complete: Vec<Transaction>,
     complete_bytes: usize,
     /// Everything up to here is emitted or in `complete`.
     through: Lsn,
-    emitted_through: Lsn,
     wal_end: Lsn,
+    emitted: Emitted,
+    /// What will have been emitted once the batch just made is taken.
+    leaving: Emitted,
+}
+
+/// How far batches have been taken off our hands.
+#[derive(Clone, Copy)]
+struct Emitted {
+    next_seq: u64,
+    through: Lsn,
     /// The transaction of which only the beginning has been emitted.
     unfinished: Option<Unfinished>,
 }
@@ -50,16 +58,16 @@ pub(super) struct Open {
 
 impl Assembly {
     pub(super) fn new(batch_bytes: usize, next_seq: u64, through: Lsn) -> Self {
+        let emitted = Emitted { next_seq, through, unfinished: None };
         Self {
             batch_bytes,
-            next_seq,
             listing: Listing::default(),
             complete: Vec::new(),
             complete_bytes: 0,
             through,
-            emitted_through: through,
             wal_end: through,
-            unfinished: None,
+            emitted,
+            leaving: emitted,
         }
     }
 
@@ -68,8 +76,15 @@ impl Assembly {
         self.complete.clear();
         self.complete_bytes = 0;
         self.listing.turn(std::iter::empty());
-        self.through = self.emitted_through;
-        self.unfinished
+        self.through = self.emitted.through;
+        self.leaving = self.emitted;
+        self.emitted.unfinished
+    }
+
+    /// The batch made last was taken. Until then it counts as never made: a session that begins after a refusal sends
+    /// its contents again, and the next batch has its `seq`.
+    pub(super) fn taken(&mut self) {
+        self.emitted = self.leaving;
     }
 
     pub(super) fn through(&self) -> Lsn {
@@ -109,7 +124,7 @@ impl Assembly {
 
     /// Everything complete, when there is anything to say. What `open` holds stays behind for a later batch.
     pub(super) fn close(&mut self, open: Option<&mut Open>) -> Option<Batch> {
-        if self.complete.is_empty() && self.through == self.emitted_through {
+        if self.complete.is_empty() && self.through == self.emitted.through {
             return None;
         }
         let used = open.as_ref().map_or(self.listing.len(), |open| open.listed_before);
@@ -141,13 +156,15 @@ impl Assembly {
     fn batch(&mut self, relations: Vec<Arc<Relation>>) -> Batch {
         let transactions = std::mem::take(&mut self.complete);
         self.complete_bytes = 0;
-        self.emitted_through = self.through;
-        if let Some(last) = transactions.last() {
-            self.unfinished = (!last.part.ends())
-                .then(|| Unfinished { commit: last.commit, emitted: last.first_ordinal + last.changes.len() as u64 });
-        }
-        let seq = self.next_seq;
-        self.next_seq += 1;
+        let unfinished = match transactions.last() {
+            Some(last) if !last.part.ends() => {
+                Some(Unfinished { commit: last.commit, emitted: last.first_ordinal + last.changes.len() as u64 })
+            }
+            Some(_) => None,
+            None => self.emitted.unfinished,
+        };
+        let seq = self.emitted.next_seq;
+        self.leaving = Emitted { next_seq: seq + 1, through: self.through, unfinished };
         Batch { seq, relations, transactions, through: self.through, wal_end: self.wal_end.max(self.through) }
     }
 }

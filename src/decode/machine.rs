@@ -103,7 +103,8 @@ impl Decoder {
     }
 
     /// Decodes what one read of the socket held. `emit` takes each batch and may block; when this returns, everything
-    /// that was committed in `frames` has been emitted. After an error only `begin_session` may follow.
+    /// that was committed in `frames` has been emitted. After an error only `begin_session` may follow; a batch that
+    /// `emit` refused counts as not emitted.
     pub fn on_frames<E>(
         &mut self,
         frames: &FrameBatch,
@@ -122,7 +123,10 @@ impl Decoder {
             State::Open(open) => Some(open),
             State::Idle | State::Repeated | State::Streaming { .. } => None,
         };
-        self.assembly.close(open).map_or(Ok(()), emit)
+        match self.assembly.close(open) {
+            Some(batch) => self.emit(batch, emit),
+            None => Ok(()),
+        }
     }
 
     pub fn counts(&self) -> Counts {
@@ -389,12 +393,17 @@ impl Decoder {
     }
 
     fn emit_part_when_large<E>(&mut self, emit: &mut impl FnMut(Batch) -> Result<(), E>) -> Result<(), Interrupted<E>> {
-        match &mut self.state {
-            State::Open(open) if self.assembly.exceeds(open) => {
-                emit(self.assembly.close_with_part(open)).map_err(Interrupted::Emit)
-            }
-            State::Open(_) | State::Idle | State::Repeated | State::Streaming { .. } => Ok(()),
-        }
+        let batch = match &mut self.state {
+            State::Open(open) if self.assembly.exceeds(open) => self.assembly.close_with_part(open),
+            State::Open(_) | State::Idle | State::Repeated | State::Streaming { .. } => return Ok(()),
+        };
+        self.emit(batch, emit).map_err(Interrupted::Emit)
+    }
+
+    fn emit<E>(&mut self, batch: Batch, emit: &mut impl FnMut(Batch) -> Result<(), E>) -> Result<(), E> {
+        emit(batch)?;
+        self.assembly.taken();
+        Ok(())
     }
 }
 

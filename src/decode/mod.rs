@@ -19,6 +19,8 @@ mod assembly;
 mod streams;
 mod memory_stash;
 mod error;
+#[cfg(test)]
+mod tests;
 
 pub use crate::model::{Stash, StashError, StashedFrame, StashedFrames};
 pub use error::{Error, Interrupted};

@@ -47,15 +47,13 @@ impl Error {
                 "raise `limits.spool` beyond the size of the largest transaction, or let the source keep transactions in \
                  progress (`source.streaming = false`), then resume",
             ),
-            // The log is a cache: a new session fills it again from the last settled position.
-            Self::Directory { .. }
-            | Self::Write { .. }
-            | Self::Read { .. }
-            | Self::Remove { .. }
-            | Self::Corrupt { .. }
-            | Self::Encode { .. }
-            | Self::Forgotten { .. }
-            | Self::Ended => Disposition::Retry,
+            Self::Corrupt { .. } | Self::Forgotten { .. } | Self::Encode { .. } => halt(
+                "restart the daemon: its log is only a cache, and the source sends again what was not settled. When files \
+                 are damaged again and again, look at the disk under `limits.spool_dir`",
+            ),
+            Self::Directory { .. } | Self::Write { .. } | Self::Read { .. } | Self::Remove { .. } | Self::Ended => {
+                Disposition::Retry
+            }
         }
     }
 }
