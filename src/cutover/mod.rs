@@ -21,6 +21,7 @@ mod forecast; // how long the pause will be
 mod stage; // sessions, the prepared fence, the gates' answers
 mod driver; // performs the steps
 mod recover; // after a crash
+mod retire; // when the migration is complete
 
 #[cfg(test)]
 mod machine_tests;
@@ -34,4 +35,5 @@ pub use machine::{Step, Why};
 pub use ports::{Lag, PortError, PortFuture, Ports};
 pub use recover::{Recovered, recover};
 pub use report::{Outcome, Owner, Report, StepTime};
+pub use retire::{Retired, retire};
 pub use router::{Command, Http, PgBouncer, Router, RouterError, RouterFuture};

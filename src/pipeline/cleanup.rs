@@ -9,7 +9,8 @@ use super::lead::take_lead;
 use super::status::Phase;
 use crate::apply;
 use crate::config::Config;
-use crate::cutover::{self, Owner};
+use crate::cutover::{self, Owner, Retired};
+use crate::model::quote_identifier;
 use crate::schema::{self, Migration};
 use crate::source::{self, WhenActive};
 use crate::wire::{self, Session};
@@ -39,7 +40,7 @@ pub async fn abort(config: &Config) -> Result<Removed, Error> {
     Ok(removed)
 }
 
-/// Ends a migration that has been cut over. The fence on blue goes with it.
+/// Ends a migration that has been cut over. The fence on blue goes with it, so blue is made read-only before.
 pub async fn complete(config: &Config) -> Result<Removed, Error> {
     let (source, target) = both(config).await?;
     let migration = lead_stored(config, &target).await?;
@@ -47,7 +48,24 @@ pub async fn complete(config: &Config) -> Result<Removed, Error> {
     if migration.phase != Phase::CutOver.as_str() {
         return Err(Error::NotCutOver { migration: config.migration.to_string() });
     }
-    remove(config, &source, &target, Some(&migration)).await
+    let retired = cutover::retire(&source, &config.source.endpoint).await?;
+    let mut removed = remove(config, &source, &target, Some(&migration)).await?;
+    removed.left.push(retirement(config, retired));
+    Ok(removed)
+}
+
+fn retirement(config: &Config, retired: Retired) -> String {
+    let database = quote_identifier(config.source.endpoint.dbname());
+    match retired {
+        Retired::ReadOnly { ended } => format!(
+            "blue read-only for new sessions, {ended} open ones ended (ALTER DATABASE {database} RESET \
+             default_transaction_read_only undoes it)"
+        ),
+        Retired::NotAllowed => format!(
+            "blue open to writes, since only its owner may close it: ALTER DATABASE {database} SET \
+             default_transaction_read_only = on"
+        ),
+    }
 }
 
 async fn both(config: &Config) -> Result<(Session, Session), Error> {

@@ -60,6 +60,8 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    #[error("migration {migration} is led by {holder}")]
+    Led { migration: String, holder: String },
     #[error("another daemon has taken migration {migration} over")]
     Superseded { migration: String },
     #[error("Kafka holds the stream through {held}, but the slot begins at {start}: what is between them is not there")]
@@ -100,6 +102,7 @@ impl Error {
             Self::NotCutOver { .. } => halt("`changeover abort` ends a migration that has not been cut over"),
             Self::AlreadyCutOver { .. } => halt("`changeover complete` ends a migration that has been cut over"),
             Self::RemoveSpool { .. } => halt("remove the directory by hand: nothing rests on it any more"),
+            Self::Led { .. } => halt("stop that daemon first, or let it go on: one leads at a time"),
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
             Self::KafkaBehind { .. } => {
                 halt("start the topics anew under another [kafka] topic_prefix, or `changeover abort` and start again")

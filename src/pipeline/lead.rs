@@ -30,7 +30,14 @@ pub(super) async fn take_lead(session: &Session, migration: &MigrationName) -> R
                 info!(holder, "waiting for the daemon that leads to go");
                 tokio::time::sleep(AGAIN_AFTER).await;
             }
-            taken => return Ok(taken?),
+            Err(schema::Error::Led { migration, holder }) => {
+                return Err(Error::Led { migration: migration.to_string(), holder });
+            }
+            taken => {
+                taken?;
+                info!(%migration, "leading");
+                return Ok(());
+            }
         }
     }
 }

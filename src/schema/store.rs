@@ -1,7 +1,6 @@
 //! The row of `changeover.migration`: which source a migration belongs to, how far it has come, and who leads it.
 
 use tokio_postgres::Row;
-use tracing::info;
 
 use super::Error;
 use crate::model::{Lsn, MigrationName, SourceIdentity};
@@ -125,7 +124,6 @@ pub async fn lead(target: &Session, name: &MigrationName) -> Result<(), Error> {
     let doing = || Error::query(format!("take the lock of the migration {name}"));
     let row = target.query_one("SELECT pg_catalog.pg_try_advisory_lock($1)", &[&key]).await.map_err(doing())?;
     if row.get(0) {
-        info!(migration = %name, "leading");
         return Ok(());
     }
     let holder = lock_holder(target, key).await.map_err(doing())?;
