@@ -35,3 +35,7 @@ mod apply;
 mod migrate;
 #[path = "live/crash.rs"]
 mod crash;
+#[path = "live/verify.rs"]
+mod verify;
+#[path = "live/cutover.rs"]
+mod cutover;

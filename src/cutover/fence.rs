@@ -19,6 +19,7 @@ use tracing::warn;
 use super::error::{BLUE, Error, query};
 use super::journal::rows;
 use crate::model::{Lsn, MigrationName, TableName, marker_prefix, quote_identifier, quote_literal};
+use crate::telemetry::chain;
 use crate::wire::Session;
 
 /// How long writers may queue behind our request for a lock before we let them through and ask again.
@@ -82,7 +83,8 @@ impl Fence {
 
     fn proven(&self, messages: &[tokio_postgres::SimpleQueryMessage]) -> Result<Lsn, Error> {
         let what = "put up the fence";
-        let row = rows(messages).next().ok_or(Error::Answer { side: BLUE, what })?;
+        // The lock's answer stands before it.
+        let row = rows(messages).last().ok_or(Error::Answer { side: BLUE, what })?;
         let text = |column: usize| row.try_get(column).ok().flatten();
         let found: usize = text(0).and_then(|text| text.parse().ok()).ok_or(Error::Answer { side: BLUE, what })?;
         if found != self.tables.len() {
@@ -116,17 +118,24 @@ impl Fence {
 }
 
 async fn lower(blue: &Session, migration: &MigrationName, attempt: i32) -> Result<(), Error> {
-    let statement = format!(
-        "BEGIN; SET LOCAL synchronous_commit = on; {}; \
-         INSERT INTO changeover.journal (migration, attempt, step) VALUES ({}, {attempt}, 'unfenced'); COMMIT",
-        function(migration, attempt, ALLOW),
-        quote_literal(migration.as_str()),
-    );
+    let what = "lift the fence";
+    if !attempts(blue, migration).await?.contains(&attempt) {
+        // Somebody has lifted it and tidied up; a fence that is still on its way then finds no function to call.
+        return Ok(());
+    }
+    let statement =
+        format!("BEGIN; SET LOCAL synchronous_commit = on; {}; COMMIT", function(migration, attempt, ALLOW));
     let lowered = blue.batch_execute(&statement).await;
     if lowered.is_err() {
-        blue.batch_execute("ROLLBACK").await.map_err(query(BLUE, "lift the fence"))?;
+        blue.batch_execute("ROLLBACK").await.map_err(query(BLUE, what))?;
     }
-    lowered.map_err(query(BLUE, "lift the fence"))
+    lowered.map_err(query(BLUE, what))?;
+    let noted = "INSERT INTO changeover.journal (migration, attempt, step) VALUES ($1, $2, 'unfenced')";
+    if let Err(error) = blue.execute(noted, &[&migration.as_str(), &attempt]).await {
+        // It decides nothing: what is lifted is lifted.
+        warn!(error = chain(&error), "the lifting of the fence is not in blue's journal");
+    }
+    Ok(())
 }
 
 /// Lifts every fence of the migration that is up, by whichever attempt.
@@ -140,12 +149,38 @@ pub(super) async fn lower_all(blue: &Session, migration: &MigrationName) -> Resu
 
 /// Removes everything of the fence and its journal from blue. Gives way to whoever uses the tables.
 pub async fn remove_fence(blue: &Session, migration: &MigrationName) -> Result<(), Error> {
-    drop_triggers(blue, migration).await?;
-    for attempt in attempts(blue, migration).await? {
-        let drop = format!("DROP FUNCTION IF EXISTS {}()", function_name(migration, attempt));
-        blue.batch_execute(&drop).await.map_err(query(BLUE, "remove the fence"))?;
+    loop {
+        drop_triggers(blue, migration).await?;
+        let attempts = attempts(blue, migration).await?;
+        match drop_functions(blue, migration, &attempts).await {
+            Ok(()) => return super::journal::remove_journal(blue, migration).await,
+            // A fence that was on its way came in between; its triggers are dropped like the others.
+            Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {}
+            Err(error) => return Err(query(BLUE, "remove the fence")(error)),
+        }
     }
-    super::journal::remove_journal(blue, migration).await
+}
+
+/// Under a lock that a fence on its way also takes, so that none makes triggers for a function that is being dropped.
+async fn drop_functions(
+    blue: &Session,
+    migration: &MigrationName,
+    attempts: &[i32],
+) -> Result<(), tokio_postgres::Error> {
+    if attempts.is_empty() {
+        return Ok(());
+    }
+    let drops: Vec<String> = attempts
+        .iter()
+        .map(|attempt| format!("DROP FUNCTION IF EXISTS {}()", function_name(migration, *attempt)))
+        .collect();
+    let key = advisory_key(migration);
+    let statement = format!("BEGIN; SELECT pg_advisory_xact_lock({key}); {}; COMMIT", drops.join("; "));
+    let dropped = blue.batch_execute(&statement).await;
+    if dropped.is_err() {
+        blue.batch_execute("ROLLBACK").await?;
+    }
+    dropped
 }
 
 /// Drops the triggers table by table, each with a lock that gives way soon: nobody waits for us.
@@ -217,9 +252,11 @@ fn raise_statement(migration: &MigrationName, attempt: i32, tables: &[TableName]
     } else {
         format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {};", locked.join(", "), triggers.join("; "))
     };
+    let key = advisory_key(migration);
     let (migration, name) = (quote_literal(migration.as_str()), quote_literal(&name));
     format!(
-        "BEGIN; SET LOCAL lock_timeout = {timeout}; SET LOCAL synchronous_commit = on; {lock} \
+        "BEGIN; SET LOCAL lock_timeout = {timeout}; SET LOCAL synchronous_commit = on; \
+         SELECT pg_advisory_xact_lock_shared({key}); {lock} \
          INSERT INTO changeover.journal (migration, attempt, step) VALUES ({migration}, {attempt}, 'fenced'); \
          SELECT (SELECT count(*) FROM pg_trigger WHERE tgname = {name} AND tgenabled = 'O')::text, \
                 pg_logical_emit_message(true, {prefix}, 'fence:{attempt}')::text; COMMIT",
@@ -235,6 +272,10 @@ fn trigger(name: &str, table: &str, migration: &MigrationName, attempt: i32) -> 
         quote_identifier(name),
         function_name(migration, attempt)
     )
+}
+
+fn advisory_key(migration: &MigrationName) -> String {
+    format!("hashtextextended({}, 0)", quote_literal(&format!("changeover fence {migration}")))
 }
 
 fn trigger_name(migration: &MigrationName) -> String {

@@ -106,7 +106,8 @@ pub async fn remove_journal(blue: &Session, migration: &MigrationName) -> Result
 
 /// Other migrations may share the schema.
 const DROP_WHAT_IS_EMPTY: &str = "DO $$ BEGIN \
-       IF NOT EXISTS (SELECT FROM changeover.journal) THEN DROP TABLE changeover.journal; END IF; \
+       IF NOT EXISTS (SELECT FROM changeover.journal) \
+          AND NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = 'changeover'::regnamespace) THEN DROP TABLE changeover.journal; END IF; \
        IF NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = 'changeover'::regnamespace) \
           AND NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = 'changeover'::regnamespace) \
        THEN DROP SCHEMA changeover; END IF; \

@@ -372,3 +372,134 @@ pub(super) fn columns_of<'a>(keys: impl Iterator<Item = &'a [u8]>, column_count:
     }
     columns
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Column, ReplicaIdentity, TupleBuilder};
+    use crate::verify::table::tests::table;
+
+    fn relation(columns: &[(&str, u32)]) -> Relation {
+        let column = |&(name, type_oid): &(&str, u32)| Column {
+            name: name.to_owned(),
+            type_oid,
+            type_modifier: -1,
+            in_identity: true,
+            type_name: None,
+        };
+        Relation {
+            oid: 1,
+            name: TableName::new("public", "t"),
+            identity: ReplicaIdentity::Default,
+            columns: columns.iter().map(column).collect(),
+        }
+    }
+
+    fn touch(dirty: &DirtyKeys, relation: &Relation, values: &[Datum<'_>]) {
+        let mut tuple = TupleBuilder::default();
+        for value in values {
+            tuple.push(*value);
+        }
+        dirty.row(relation, &tuple.finish());
+    }
+
+    fn verdict(equal: bool) -> TableVerdict {
+        let digest = |row_count| super::super::digest::Digest { row_count, sums: [0, 0] };
+        let digests = [digest(5), digest(if equal { 5 } else { 4 })];
+        let at = Lsn::new(1).unwrap();
+        TableVerdict::new(&table("t", &["a", "b"], &[]), digests, at, std::time::Duration::ZERO)
+    }
+
+    fn clean(key: &[(&str, &str)], budget_bytes: usize) -> DirtyKeys {
+        let dirty = DirtyKeys::new(vec![table("t", &["a", "b"], key)].into(), budget_bytes);
+        dirty.begin(&[0]);
+        dirty.judged(0, Lsn::new(1).unwrap(), &verdict(true));
+        dirty
+    }
+
+    fn taken(dirty: &DirtyKeys) -> Arc<Dirty> {
+        Arc::clone(&dirty.take().unwrap()[0].0.what)
+    }
+
+    #[test]
+    fn keys_are_collected_from_the_position_on_where_the_comparison_began() {
+        let dirty = DirtyKeys::new(vec![table("t", &["a", "b"], &[("b", "text")])].into(), 1 << 20);
+        let shape = relation(&[("a", 25), ("b", 25)]);
+        touch(&dirty, &shape, &[Datum::Null, Datum::Text(b"before")]);
+        dirty.begin(&[0]);
+        touch(&dirty, &shape, &[Datum::Null, Datum::Text(b"during")]);
+        dirty.judged(0, Lsn::new(1).unwrap(), &verdict(true));
+        // Another shape of the same table.
+        touch(&dirty, &relation(&[("b", 25)]), &[Datum::Text(b"after")]);
+        let Dirty::Keys(keys) = &*taken(&dirty) else { panic!("keys") };
+        let mut columns = columns_of(keys.iter().map(AsRef::as_ref), 1).remove(0);
+        columns.sort_unstable();
+        assert_eq!(columns, ["after", "during"]);
+    }
+
+    #[test]
+    fn what_was_taken_is_taken_again_until_it_is_confirmed() {
+        let dirty = clean(&[("a", "integer")], 1 << 20);
+        let shape = relation(&[("a", 23)]);
+        touch(&dirty, &shape, &[Datum::Text(b"1")]);
+        assert_eq!(taken(&dirty).key_count(), 1);
+        touch(&dirty, &shape, &[Datum::Binary(&2_i32.to_be_bytes())]);
+        assert_eq!(taken(&dirty).key_count(), 2);
+        touch(&dirty, &shape, &[Datum::Text(b"3")]);
+        dirty.confirm(0, Lsn::new(2).unwrap());
+        assert_eq!(dirty.summary().position, Lsn::new(2));
+        assert_eq!(taken(&dirty).key_count(), 1, "3 came after the look and is still to be looked at");
+        dirty.refute(0);
+        assert_eq!(dirty.take().unwrap_err(), TableName::new("public", "t"));
+    }
+
+    #[test]
+    fn what_cannot_be_named_by_key_makes_the_whole_table_dirty() {
+        let shape = relation(&[("a", 23), ("b", 25)]);
+        let dirty = clean(&[], 1 << 20);
+        touch(&dirty, &shape, &[Datum::Text(b"1"), Datum::Null]);
+        assert_eq!(*taken(&dirty), Dirty::Whole);
+        for value in [Datum::Null, Datum::Unchanged, Datum::Binary(b"not an int4"), Datum::Text(b"\xff")] {
+            let dirty = clean(&[("a", "integer")], 1 << 20);
+            touch(&dirty, &shape, &[value, Datum::Null]);
+            assert_eq!(*taken(&dirty), Dirty::Whole, "{value:?}");
+        }
+        let dirty = clean(&[("a", "integer")], 1 << 20);
+        dirty.table(&shape);
+        touch(&dirty, &shape, &[Datum::Text(b"1"), Datum::Null]);
+        assert_eq!(*taken(&dirty), Dirty::Whole, "TRUNCATE");
+        let dirty = clean(&[("a", "integer")], 1 << 20);
+        touch(&dirty, &relation(&[("b", 25)]), &[Datum::Text(b"the key is not in the stream")]);
+        assert_eq!(*taken(&dirty), Dirty::Whole);
+    }
+
+    #[test]
+    fn memory_stays_under_the_budget() {
+        let dirty = clean(&[("a", "integer")], 100 * (8 + KEY_BYTES));
+        let shape = relation(&[("a", 23)]);
+        for number in 0..1000_i32 {
+            touch(&dirty, &shape, &[Datum::Binary(&number.to_be_bytes())]);
+            assert!(dirty.lock().key_bytes <= 101 * (8 + KEY_BYTES));
+        }
+        assert_eq!(*taken(&dirty), Dirty::Whole);
+        assert_eq!(
+            dirty.summary(),
+            DirtySummary {
+                tables_total: 1,
+                tables_clean: 1,
+                whole_tables: 1,
+                position: Lsn::new(1),
+                ..DirtySummary::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_different_table_is_unknown() {
+        let dirty = DirtyKeys::new(vec![table("t", &["a", "b"], &[])].into(), 1 << 20);
+        dirty.begin(&[0]);
+        dirty.judged(0, Lsn::new(1).unwrap(), &verdict(false));
+        assert_eq!(dirty.summary().tables_clean, 0);
+        assert!(dirty.take().is_err());
+    }
+}
