@@ -51,14 +51,14 @@ pub struct Parts<'a> {
 /// One attempt. `Ok` whatever came of it, with the owner of the writes in the report; `Err` only while nothing had been
 /// touched.
 pub async fn run(options: &Options, parts: Parts<'_>) -> Result<Report, Error> {
-    let mut stage = Stage::open(options, &parts).await?;
+    let mut stage = Box::pin(Stage::open(options, &parts)).await?;
     Box::pin(stage.check_gates()).await;
     let mut attempt = Attempt::new(options, &parts, &mut stage);
     if !options.dry_run {
-        attempt.play().await;
+        Box::pin(attempt.play()).await;
     }
     let report = attempt.report();
-    stage.clean_up(&report).await;
+    Box::pin(stage.clean_up(&report)).await;
     let migration = options.verify.migration.as_str().to_owned();
     let ready = if stage.gates.iter().all(|gate| gate.open) { 1.0 } else { 0.0 };
     metrics::gauge!(names::CUTOVER_READY, names::LABEL_MIGRATION => migration.clone()).set(ready);
@@ -220,7 +220,7 @@ impl<'a, 'p> Attempt<'a, 'p> {
     {
         let routers: &'p [Box<dyn Router>] = self.parts.routers;
         for router in routers {
-            let failed = |source| Error::Router { router: router.name(), step, source };
+            let failed = |source| Error::Router { router: router.name(), step, source: Box::new(source) };
             ask(&**router).await.map_err(failed)?;
         }
         Ok(())

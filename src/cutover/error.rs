@@ -34,7 +34,7 @@ pub enum Error {
         router: String,
         step: &'static str,
         #[source]
-        source: RouterError,
+        source: Box<RouterError>,
     },
     #[error("{what}")]
     Port {
@@ -42,8 +42,9 @@ pub enum Error {
         #[source]
         source: PortError,
     },
+    /// Boxed: it is larger than all the others together.
     #[error("verify")]
-    Verify(#[from] verify::Error),
+    Verify(#[source] Box<verify::Error>),
 }
 
 impl Error {
@@ -63,6 +64,12 @@ impl Error {
             Self::NoLocks { .. } => halt("end the transactions that write for long on blue, then `cutover` again"),
             Self::Router { .. } => halt("see that the router answers, then `cutover` again"),
         }
+    }
+}
+
+impl From<verify::Error> for Error {
+    fn from(source: verify::Error) -> Self {
+        Self::Verify(Box::new(source))
     }
 }
 

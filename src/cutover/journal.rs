@@ -127,9 +127,5 @@ async fn end(session: &Session) {
 }
 
 pub(super) fn rows(messages: &[SimpleQueryMessage]) -> impl Iterator<Item = &tokio_postgres::SimpleQueryRow> {
-    messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        // The type is not ours and is marked non-exhaustive.
-        _ => None,
-    })
+    messages.iter().filter_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None })
 }

@@ -30,7 +30,7 @@ pub async fn recover(
     migration: &MigrationName,
     routers: &[Box<dyn Router>],
 ) -> Result<Recovered, Error> {
-    let green = open(target, GREEN).await?;
+    let green = Box::pin(open(target, GREEN)).await?;
     let newest = journal::newest(&green, migration).await?;
     if newest == 0 {
         return Ok(Recovered { owner: Owner::Blue, finished: false });
@@ -45,7 +45,7 @@ pub async fn recover(
         }
         return Ok(Recovered { owner: Owner::Green, finished });
     }
-    let blue = open(source, BLUE).await?;
+    let blue = Box::pin(open(source, BLUE)).await?;
     let fenced = fence::lower_all(&blue, migration).await?;
     if !closed {
         info!(attempt = newest, fenced, "a cutover was left before its commit point: blue goes on");
@@ -63,7 +63,7 @@ async fn each<'r>(
     ask: impl Fn(&'r dyn Router) -> super::RouterFuture<'r>,
 ) -> Result<(), Error> {
     for router in routers {
-        let failed = |source| Error::Router { router: router.name(), step, source };
+        let failed = |source| Error::Router { router: router.name(), step, source: Box::new(source) };
         ask(&**router).await.map_err(failed)?;
     }
     Ok(())

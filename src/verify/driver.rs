@@ -56,7 +56,7 @@ pub async fn verify(
     let started = Instant::now();
     let tables = Arc::clone(dirty.tables());
     progress.restart(tables.len());
-    let control = Control::open(&options.source, &options.target).await?;
+    let control = Box::pin(Control::open(&options.source, &options.target)).await?;
     let mut pass = Pass {
         options,
         aligner,
@@ -68,13 +68,13 @@ pub async fn verify(
         tables,
         control,
     };
-    let (position, rounds) = pass.run().await?;
+    let (position, rounds) = Box::pin(pass.run()).await?;
     let compared = pass.verdicts.iter().flatten().map(|verdict| verdict.rows_source).sum();
     let verdicts: Vec<TableVerdict> = pass.verdicts.iter().flatten().cloned().collect();
     let all_equal = verdicts.iter().all(|verdict| verdict.equal);
     let mut report = Report::new(position, verdicts, compared, pass.held, started.elapsed());
     if rounds > 1 && all_equal {
-        let closing = incremental::pass(&pass.control, options, aligner, dirty).await?;
+        let closing = Box::pin(incremental::pass(&pass.control, options, aligner, dirty)).await?;
         let held = pass.held + Duration::from_secs_f64(closing.held_ms / 1000.0);
         report =
             Report::new(closing.position, closing.tables, compared + closing.rows_compared, held, started.elapsed());

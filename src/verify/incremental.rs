@@ -33,8 +33,8 @@ const ATTEMPTS_MAX: u32 = 5;
 /// # Errors
 /// [`Error::NotVerified`] when a table was never found equal, and anything that keeps the verdict from being exact.
 pub async fn verify_dirty(options: &Options, aligner: &dyn Aligner, dirty: &DirtyKeys) -> Result<Report, Error> {
-    let control = Control::open(&options.source, &options.target).await?;
-    let report = pass(&control, options, aligner, dirty).await?;
+    let control = Box::pin(Control::open(&options.source, &options.target)).await?;
+    let report = Box::pin(pass(&control, options, aligner, dirty)).await?;
     publish(&options.migration, &report);
     Ok(report)
 }

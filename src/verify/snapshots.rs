@@ -146,9 +146,7 @@ pub(super) async fn open(endpoint: &Endpoint, side: Side) -> Result<Session, Err
 pub(super) fn wire_rows(
     messages: &[tokio_postgres::SimpleQueryMessage],
 ) -> impl Iterator<Item = &tokio_postgres::SimpleQueryRow> {
-    messages.iter().filter_map(|message| match message {
-        tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
-        // The type is not ours and is marked non-exhaustive.
-        _ => None,
-    })
+    messages
+        .iter()
+        .filter_map(|message| if let tokio_postgres::SimpleQueryMessage::Row(row) = message { Some(row) } else { None })
 }

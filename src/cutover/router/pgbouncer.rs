@@ -94,11 +94,9 @@ impl PgBouncer {
     async fn state(&self, sessions: &Sessions) -> Result<Known, RouterError> {
         let messages = command(&sessions.command, "SHOW DATABASES", "SHOW DATABASES").await?;
         let missing = || RouterError::NoDatabase { database: self.database.clone() };
-        let rows = messages.iter().filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            // The type is not ours and is marked non-exhaustive.
-            _ => None,
-        });
+        let rows = messages
+            .iter()
+            .filter_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
         let text =
             |row: &tokio_postgres::SimpleQueryRow, column: &str| row.try_get(column).ok().flatten().map(str::to_owned);
         let mut named = rows.filter(|row| text(row, "name").as_deref() == Some(&self.database));
