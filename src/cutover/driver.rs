@@ -48,14 +48,20 @@ pub struct Parts<'a> {
     pub cancel: CancellationToken,
 }
 
-/// One attempt. `Ok` whatever came of it, with the owner of the writes in the report; `Err` only while nothing had been
-/// touched.
+/// One attempt. `Ok` whatever came of it, with the owner of the writes in the report.
+///
+/// # Errors
+/// While nothing has been touched; and [`Error::Undecided`] when it was called off while green did not say whether the
+/// commit point was passed. [`super::recover`] then finds out.
 pub async fn run(options: &Options, parts: Parts<'_>) -> Result<Report, Error> {
     let mut stage = Box::pin(Stage::open(options, &parts)).await?;
     Box::pin(stage.check_gates()).await;
     let mut attempt = Attempt::new(options, &parts, &mut stage);
     if !options.dry_run {
         Box::pin(attempt.play()).await;
+    }
+    if matches!(attempt.machine.state(), State::Resolving { .. }) {
+        return Err(Error::Undecided);
     }
     let report = attempt.report();
     Box::pin(stage.clean_up(&report)).await;
@@ -275,7 +281,6 @@ impl<'a, 'p> Attempt<'a, 'p> {
             | State::Verifying { .. }
             | State::SettingSequences { .. }
             | State::Committing { .. }
-            // Called off while green did not answer: no owner is certain until the next start has read the record.
             | State::Resolving { .. }) => (Outcome::Aborted, Owner::Blue, Some(Why::Failed(under_way(state)))),
         };
         let closed = self.stage.gates.iter().filter(|gate| !gate.open).map(|gate| gate.name.as_str());

@@ -42,6 +42,8 @@ pub enum Error {
         #[source]
         source: PortError,
     },
+    #[error("read whether green owns the writes, before the daemon was stopped")]
+    Undecided,
     /// Boxed: it is larger than all the others together.
     #[error("verify")]
     Verify(#[source] Box<verify::Error>),
@@ -62,6 +64,9 @@ impl Error {
             Self::NoAnswer { .. } | Self::Answer { .. } | Self::Port { .. } => Disposition::Retry,
             Self::Unproven { .. } => halt("see what removes triggers on blue, then `cutover` again"),
             Self::NoLocks { .. } => halt("end the transactions that write for long on blue, then `cutover` again"),
+            Self::Undecided => {
+                halt("start the daemon again when green answers: until then clients are held and blue takes no writes")
+            }
             Self::Router { .. } => halt("see that the router answers, then `cutover` again"),
         }
     }
