@@ -30,6 +30,8 @@ mod preflight;
 mod cli;
 #[path = "live/apply.rs"]
 mod apply;
+#[path = "live/publish.rs"]
+mod publish;
 
 #[path = "live/migrate.rs"]
 mod migrate;
