@@ -14,6 +14,10 @@ use super::{Error, Options};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A broker learns of a new topic's settings a moment after the topic itself, and tells its defaults until then.
+const SETTINGS_LAG: Duration = Duration::from_millis(500);
+const SETTINGS_LOOKS: u32 = 4;
+
 /// What keeps the position topic short: one live record a migration, the rest compacted within minutes.
 const POSITION_SETTINGS: [(&str, &str); 4] = [
     ("cleanup.policy", "compact"),
@@ -46,18 +50,25 @@ impl<'a> Admin<'a> {
     pub(super) fn create_position(&self, topic: &str) -> Result<(), Error> {
         let new = POSITION_SETTINGS.iter().fold(self.new_topic(topic, 1), |new, (name, value)| new.set(name, value));
         self.create_new(&[new])?;
+        let mut policy = self.cleanup_policy(topic)?;
+        for _ in 0..SETTINGS_LOOKS {
+            if policy == "compact" {
+                return Ok(());
+            }
+            self.runtime.block_on(async { tokio::time::sleep(SETTINGS_LAG).await });
+            policy = self.cleanup_policy(topic)?;
+        }
+        Err(Error::PositionNotCompacted { topic: topic.to_owned(), policy })
+    }
+
+    fn cleanup_policy(&self, topic: &str) -> Result<String, Error> {
         let wrong = |source| Error::Topic { topic: topic.to_owned(), source };
         let this = ResourceSpecifier::Topic(topic);
         let described = self.client.describe_configs([&this], &admin_options());
         let resources = self.runtime.block_on(described).map_err(wrong)?;
-        for resource in resources {
-            let resource = resource.map_err(|code| wrong(KafkaError::AdminOp(code)))?;
-            let policy = resource.get("cleanup.policy").and_then(|entry| entry.value.clone()).unwrap_or_default();
-            if policy != "compact" {
-                return Err(Error::PositionNotCompacted { topic: topic.to_owned(), policy });
-            }
-        }
-        Ok(())
+        let resource = resources.into_iter().next().ok_or_else(|| wrong(KafkaError::Canceled))?;
+        let resource = resource.map_err(|code| wrong(KafkaError::AdminOp(code)))?;
+        Ok(resource.get("cleanup.policy").and_then(|entry| entry.value.clone()).unwrap_or_default())
     }
 
     fn new_topic<'t>(&self, topic: &'t str, partition_count: u32) -> NewTopic<'t> {

@@ -26,6 +26,8 @@ use super::{Error, Options, Placement, Record};
 const CALL: Duration = Duration::from_secs(1);
 /// How long one call waits while transactions are initialised: the coordinator may have to end an older one first.
 const INIT: Duration = Duration::from_secs(10);
+/// How long an abort is tried before a new producer, which aborts as well, is the shorter way.
+const ABORT: Duration = Duration::from_secs(5);
 /// Delivery reports are looked for this often while waiting for them.
 const POLL: Duration = Duration::from_millis(1);
 
@@ -189,8 +191,18 @@ impl Broker {
         self.producer.commit_transaction(CALL).map_err(|cause| self.setback(cause, Error::Commit))
     }
 
+    /// Takes the open transaction back. librdkafka waits for the reports of what it purges, and in rdkafka nobody but us
+    /// serves them, so the call is made of short ones with a poll between.
     pub(super) fn abort(&self) -> Result<(), Setback> {
-        self.producer.abort_transaction(CALL * 5).map_err(|cause| self.setback(cause, Error::Abort))
+        let until = Instant::now() + ABORT;
+        loop {
+            self.producer.poll(Duration::ZERO);
+            let Err(cause) = self.producer.abort_transaction(ABORT / 50) else { return Ok(()) };
+            let setback = self.setback(cause, Error::Abort);
+            if setback.failure != Some(Failure::Unfinished) || Instant::now() >= until {
+                return Err(setback);
+            }
+        }
     }
 
     fn partition_count(&self, topic: &str) -> Result<i32, Setback> {

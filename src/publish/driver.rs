@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::model::{MigrationName, Position, Settled};
 use crate::telemetry::{chain, clock, metrics as names};
@@ -252,13 +252,11 @@ impl Driver<'_> {
     fn set_back(&mut self, setback: Setback) -> Result<Input, Error> {
         let Some(failure) = setback.failure else { return Err(setback.error) };
         let text = chain(&setback.error);
-        // Waiting for a commit or an acknowledgement is a setback only once it lasts, and then it ends as another.
-        if failure == Failure::Unfinished {
-            debug!(error = text, "kafka sink waits for the broker");
-        } else if self.last_warning.as_ref() != Some(&text) {
+        if self.last_warning.as_ref() != Some(&text) {
             warn!(error = text, ?failure, "kafka sink set back, it will try again");
             self.last_warning = Some(text);
         }
+        // Waiting is not an error yet.
         let migration = self.options.migration.as_str().to_owned();
         metrics::counter!(names::ERRORS_TOTAL, names::LABEL_MIGRATION => migration, names::LABEL_SINK => "kafka")
             .increment(u64::from(failure != Failure::Unfinished));

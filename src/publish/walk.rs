@@ -28,12 +28,14 @@ fn limits() -> WindowLimits {
 
 /// A change by its transaction and ordinal.
 type Published = (Lsn, u64);
+/// A position record.
+type Stored = (Signature, Option<Mark>);
 
 #[derive(Default)]
 struct Broker {
     committed: Vec<Published>,
-    position: Option<(Signature, Option<Mark>)>,
-    open: Option<(Vec<Published>, Option<(Signature, Option<Mark>)>)>,
+    position: Option<Stored>,
+    open: Option<(Vec<Published>, Option<Stored>)>,
     settled: Option<Lsn>,
     /// How often it committed inside a source transaction, and how often without an answer.
     divided_count: u32,

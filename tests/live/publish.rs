@@ -3,6 +3,8 @@
 //! The stream here is made up, and the same each time: every change of a row counts the row up by one, so a reader can
 //! tell a change that is missing, twice or out of order from the rows alone.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
+
 #[path = "publish_stream.rs"]
 mod stream;
 
@@ -15,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use changeover::link;
-use changeover::model::{Batch, Disposition, Lsn, Part, Position, Settled, SourceIdentity, Transaction};
+use changeover::model::{Batch, Disposition, Lsn, Part, Position, Secret, Settled, SourceIdentity, Transaction};
 use changeover::publish::{self, Error, Options, Ports};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -49,7 +51,13 @@ impl Publisher {
         let stop = CancellationToken::new();
         let ports = Ports { input, settled, stop: stop.clone() };
         let options = options.clone();
-        let thread = std::thread::spawn(move || publish::run(options, ports));
+        let thread = std::thread::spawn(move || {
+            let ended = publish::run(options, ports);
+            if let Err(error) = &ended {
+                eprintln!("the publisher ended: {}", changeover::telemetry::chain(error));
+            }
+            ended
+        });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self { runtime, batches: Some(batches), settled: seen, stop, thread }
     }
@@ -192,9 +200,23 @@ fn child_of_the_crash_test() {
 
 #[test]
 fn a_broker_that_dies_or_hangs_in_a_transaction_costs_nothing_but_time() {
+    survive_outages(None);
+}
+
+/// The transaction is over before the broker is back: sent again if it was not committed, and only then.
+#[test]
+fn a_transaction_that_times_out_is_decided_by_what_kafka_holds() {
+    survive_outages(Some(Duration::from_secs(2)));
+}
+
+fn survive_outages(transaction_timeout: Option<Duration>) {
     let mut broker = Broker::start();
     let (bootstrap, prefix) = (broker.bootstrap(), topic_prefix("outage"));
-    let (options, batches) = (options(&bootstrap, &prefix), whole_stream(Cut::Coarse));
+    let (mut options, batches) = (options(&bootstrap, &prefix), whole_stream(Cut::Coarse));
+    if let Some(timeout) = transaction_timeout {
+        let milliseconds = Secret::new(timeout.as_millis().to_string());
+        options.properties.insert("transaction.timeout.ms".into(), milliseconds);
+    }
     let quarter = batches.len() / 4;
     let mut publisher = Publisher::start(&options);
     publisher.feed_all(&batches[..quarter]);
@@ -205,6 +227,8 @@ fn a_broker_that_dies_or_hangs_in_a_transaction_costs_nothing_but_time() {
     publisher.feed_all(&batches[quarter + 1..2 * quarter]);
     broker.freeze();
     publisher.feed(&batches[2 * quarter]).unwrap();
+    // Long enough to time out; how long is what this is about.
+    std::thread::sleep(transaction_timeout.unwrap_or_default() * 2);
     broker.thaw();
     publisher.feed_all(&batches[2 * quarter + 1..3 * quarter]);
     broker.stop();

@@ -1,5 +1,7 @@
 //! The made-up stream of the publisher's tests, and what a reader must find of it.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +58,7 @@ pub(super) fn whole_stream(cut: Cut) -> Vec<Arc<Batch>> {
     let mut cutter = Cutter { cut, batches: Vec::new(), waiting: Vec::new(), through: lsn(1) };
     let mut random = fastrand::Rng::with_seed(42);
     for nth in 1..=TRANSACTION_COUNT {
-        let count = if nth % LARGE_EVERY == 0 { LARGE_CHANGES } else { random.u64(1..5) };
+        let count = if nth.is_multiple_of(LARGE_EVERY) { LARGE_CHANGES } else { random.u64(1..5) };
         let changes: Vec<Change> = (0..count).map(|_| next_change(nth, &mut counters, &mut random)).collect();
         cutter.push(nth, changes);
     }
@@ -118,7 +120,7 @@ impl Cutter {
         let transactions = std::mem::take(&mut self.waiting);
         self.batches.push(batch(seq, self.through, transactions));
         // A keepalive between batches.
-        if seq % 7 == 0 {
+        if seq.is_multiple_of(7) {
             self.batches.push(batch(seq + 1, self.through, Vec::new()));
         }
     }
@@ -219,7 +221,7 @@ fn rows_written(batches: &[Arc<Batch>]) -> ByKey {
             .iter()
             .map(|value| match value {
                 Datum::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
-                other => panic!("the stream has text, not {other:?}"),
+                Datum::Null | Datum::Unchanged | Datum::Binary(_) => panic!("the stream has text"),
             })
             .collect();
         rows.entry((table.to_owned(), values[0].clone())).or_default().push(values[1].parse().unwrap());
