@@ -56,6 +56,7 @@ struct Stream {
     identity: SourceIdentity,
     server_version_num: u32,
     tables: Vec<TableName>,
+    row_estimates: BTreeMap<TableName, u64>,
     flow: Arc<Flow>,
     spool: Spool,
     session: watch::Receiver<SessionState>,
@@ -103,6 +104,7 @@ impl Board {
             identity: prepared.identity.clone(),
             server_version_num: prepared.server_version_num,
             tables: prepared.catalog.row_tables().map(|table| table.name.clone()).collect(),
+            row_estimates: prepared.row_estimates.clone(),
             flow,
             spool,
             session,
@@ -266,6 +268,8 @@ impl Board {
         let status = |name: &TableName| {
             let counts = streamed.get(name).copied().unwrap_or_default();
             let mut status = table_status(name, phase, copied.get(name), counts, elapsed);
+            let before = stream.row_estimates.get(name).copied().unwrap_or_default();
+            status.rows = (status.rows_copied.max(before) + counts.inserts).saturating_sub(counts.deletes);
             status.lag_seconds = stream.flow.lag(SinkName::Target).map_or(0.0, |lag| lag.seconds);
             status.verdict = verdicts.get(&status.table).cloned();
             status
@@ -332,7 +336,7 @@ fn table_status(
         updates: counts.updates,
         deletes: counts.deletes,
         truncates: counts.truncates,
-        rows: (rows_copied + counts.inserts).saturating_sub(counts.deletes),
+        rows: 0,
         lag_seconds: 0.0,
         verdict: None,
     }

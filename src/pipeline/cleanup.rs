@@ -99,8 +99,10 @@ async fn remove(
     }
     let publication = migration.map_or(&config.source.publication.name, |it| &it.publication);
     if migration.map_or(!config.source.publication.adopted, |it| it.publication_is_ours) {
-        source::drop_publication(source, publication).await?;
-        done.removed.push(format!("publication {publication} on the source"));
+        if source::publication_tables(source, publication).await?.is_some() {
+            source::drop_publication(source, publication).await?;
+            done.removed.push(format!("publication {publication} on the source"));
+        }
     } else {
         done.left.push(format!("publication {publication} on the source, which was there before"));
     }

@@ -1,5 +1,6 @@
 //! From a configuration to a migration that can run: state on the target, leadership, publication and slot.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::info;
@@ -21,6 +22,8 @@ pub(super) struct Prepared {
     pub(super) catalog: Catalog,
     pub(super) phase: Phase,
     pub(super) epoch: i64,
+    /// Rows of each table by the target's own statistics, for a daemon that did not see them copied.
+    pub(super) row_estimates: BTreeMap<TableName, u64>,
     /// The target's own position.
     pub(super) target_position: Lsn,
     /// Where the slot stands: never past any sink.
@@ -67,17 +70,31 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
         return Err(Error::Behind { position: target_position });
     }
     info!(migration = %config.migration, phase = phase.as_str(), %target_position, %stream_start, epoch, "prepared");
+    let row_estimates = if phase.copies() { BTreeMap::new() } else { row_estimates(&state).await? };
     let prepared = Prepared {
         identity: identified.identity,
         server_version_num: identified.server_version_num,
         catalog,
         phase,
         epoch,
+        row_estimates,
         target_position,
         stream_start,
         consistent_point,
     };
     Ok((prepared, state))
+}
+
+async fn row_estimates(state: &Session) -> Result<BTreeMap<TableName, u64>, Error> {
+    let sql = "SELECT n.nspname, c.relname, greatest(c.reltuples, 0)::bigint FROM pg_catalog.pg_class c
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'";
+    let failed = |source| Error::State { what: "read the target's row estimates", source };
+    let rows = state.query(sql, &[]).await.map_err(failed)?;
+    let estimate = |row: &tokio_postgres::Row| {
+        let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        (name, u64::try_from(row.get::<_, i64>(2)).unwrap_or_default())
+    };
+    Ok(rows.iter().map(estimate).collect())
 }
 
 /// A migration that would fail later is refused before anything is made.

@@ -145,7 +145,8 @@ pub struct TableStatus {
     pub updates: u64,
     pub deletes: u64,
     pub truncates: u64,
-    /// Rows copied plus inserts minus deletes since; exact until a TRUNCATE, then counted from the last verification.
+    /// Rows copied plus inserts minus deletes since. After a restart: the target's own estimate plus the same.
+    /// Verification tells the exact count.
     pub rows: u64,
     pub lag_seconds: f64,
     pub verdict: Option<TableVerdictStatus>,
@@ -188,6 +189,14 @@ pub struct CutoverStatus {
 }
 
 impl Phase {
+    /// Whether rows are still to be copied, or being copied.
+    pub const fn copies(self) -> bool {
+        match self {
+            Self::Preparing | Self::Copying => true,
+            Self::Indexing | Self::CatchingUp | Self::Streaming | Self::CuttingOver | Self::CutOver => false,
+        }
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Preparing => "preparing",
