@@ -28,6 +28,8 @@ const PINNED: &[Pinned] = &[
     // An error instead of fewer rows where a row security policy applies to us.
     ("row_security", "off", 0),
     ("default_transaction_isolation", "read committed", 0),
+    // A database that an earlier `complete` has closed to writes is still ours to clean up.
+    ("default_transaction_read_only", "off", 0),
     // Our limits are ours: each wait of ours has its own.
     ("statement_timeout", "0", 0),
     ("lock_timeout", "0", 0),
