@@ -76,7 +76,7 @@ async fn tell(options: &DemoOptions) -> Result<DemoReport, Error> {
         notes.push(format!("tables that differ: {}", migrated.verified.differing.join(", ")));
     }
     if options.keep {
-        notes.extend(keep::keep(stage, daemon));
+        keep::keep(stage, daemon).iter().for_each(|line| screen.say(line));
     }
     Ok(report(&migrated, &ledgers, faults, notes))
 }
