@@ -38,6 +38,8 @@ pub enum Error {
     MissingTable { table: TableName },
     #[error("copy {table} into the target's table, which holds rows that this migration did not put there")]
     NotEmpty { table: TableName },
+    #[error("copy {table}, of which an earlier attempt has just recorded a part")]
+    Overtaken { table: TableName },
     #[error("copy {table} without firing the triggers and checking the foreign keys of the target's table")]
     WouldFire { table: TableName },
     #[error("copy {table}: the source sent {sent} rows and the target took {taken}")]
@@ -71,7 +73,7 @@ impl Error {
             Self::Copy { source, .. } => source.disposition(),
             Self::Catalog(source) => source.disposition(),
             Self::Query { source, .. } => wire::disposition_of(source),
-            Self::Locked { .. } | Self::SnapshotLost(_) | Self::Stopped => Disposition::Retry,
+            Self::Locked { .. } | Self::SnapshotLost(_) | Self::Overtaken { .. } | Self::Stopped => Disposition::Retry,
             Self::MissingTable { .. } => halt("create the table on the target, or exclude it, then `resume`"),
             Self::NotEmpty { .. } => halt("empty the table on the target (TRUNCATE) or exclude it, then `resume`"),
             Self::WouldFire { .. } => halt(

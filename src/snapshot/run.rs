@@ -50,7 +50,7 @@ pub async fn run(
     let as_replica = may_copy_as_replica(&target).await?;
     let copied = choose(&options, catalog, &target, &recorded, as_replica).await?;
     if !copied.is_empty() {
-        refuse_foreign_rows(&target, &copied, &recorded).await?;
+        refuse_foreign_rows(&target, &copied, &recorded, &options.migration).await?;
         empty(&target, &copied, &recorded, &options.migration).await?;
         let names: Vec<TableName> = copied.iter().map(|copied| copied.table.name.clone()).collect();
         let holder = Holder::open(&options.source, &names, &stop).await?;
@@ -96,7 +96,12 @@ async fn may_copy_as_replica(target: &Session) -> Result<bool, Error> {
 }
 
 /// A table that we never wrote to must be empty: its rows are not ours to remove.
-async fn refuse_foreign_rows(target: &Session, copied: &[Copied], recorded: &Recorded) -> Result<(), Error> {
+async fn refuse_foreign_rows(
+    target: &Session,
+    copied: &[Copied],
+    recorded: &Recorded,
+    migration: &MigrationName,
+) -> Result<(), Error> {
     let fresh = |copied: &&Copied| !copied.destination.shared && !recorded.begun.contains(&copied.table.name);
     let fresh: Vec<&Copied> = copied.iter().filter(fresh).collect();
     for chunk in fresh.chunks(LOOK_COUNT) {
@@ -109,10 +114,18 @@ async fn refuse_foreign_rows(target: &Session, copied: &[Copied], recorded: &Rec
         let rows = rows.map_err(Error::query("see whether the target's tables are empty"))?;
         if let Some(row) = rows.first() {
             let index = usize::try_from(row.get::<_, i32>(0)).expect("the query numbers the tables from 0");
-            return Err(Error::NotEmpty { table: chunk[index].table.name.clone() });
+            return Err(not_empty(target, &chunk[index].table.name, migration).await?);
         }
     }
     Ok(())
+}
+
+/// A backend whose client has died may have committed its table, and the record, while we waited to look into it.
+async fn not_empty(target: &Session, table: &TableName, migration: &MigrationName) -> Result<Error, Error> {
+    let now = record::read(target, migration).await?;
+    let ours = now.complete.contains_key(table) || now.begun.contains(table);
+    let table = table.clone();
+    Ok(if ours { Error::Overtaken { table } } else { Error::NotEmpty { table } })
 }
 
 /// Tables of several parts, before any part is copied, and what earlier attempts have begun; a table of one part is
@@ -125,7 +138,7 @@ async fn empty(
 ) -> Result<(), Error> {
     let begun = |copied: &&Copied| copied.part_count > 1 || recorded.begun.contains(&copied.table.name);
     for copied in copied.iter().filter(begun) {
-        let sql = format!("BEGIN; {} {} COMMIT", sql::empty(copied), sql::forget(copied, migration));
+        let sql = format!("BEGIN; {} COMMIT", sql::start_anew(copied, migration));
         target.batch_execute(&sql).await.map_err(Error::query("empty a table that is copied in parts or again"))?;
     }
     Ok(())

@@ -41,24 +41,40 @@ fn format_of(copied: &Copied) -> &'static str {
 }
 
 /// Begins a unit's transaction on the target. A whole table is emptied in it; the parts of a split one find it empty.
-pub(super) fn begin(unit: &Unit) -> String {
+pub(super) fn begin(unit: &Unit, migration: &MigrationName) -> String {
     match unit.blocks {
-        None => format!("BEGIN; {}", empty(&unit.copied)),
+        None => format!("BEGIN; {}", start_anew(&unit.copied, migration)),
         Some(_) => "BEGIN".to_owned(),
     }
 }
 
-/// Removes what an attempt that did not finish has left of a table.
-pub(super) fn empty(copied: &Copied) -> String {
-    let destination = &copied.destination;
-    let only = if destination.partitioned { "" } else { "ONLY " };
-    match (destination.shared, destination.truncate || destination.partitioned) {
-        // Rows of other partitions are in it; a unit that writes there is whole or not there at all.
-        (true, _) => String::new(),
-        (false, true) => format!("TRUNCATE {only}{};", destination.name.quoted()),
-        // TRUNCATE refuses a table that a foreign key refers to, however empty the referring one is.
-        (false, false) => format!("DELETE FROM {only}{};", destination.name.quoted()),
+/// Removes what earlier attempts have left of a table: its rows, and the records of its parts. A backend whose client has
+/// died may be about to commit such a part, so the lock comes before the look.
+///
+/// Not for a table whose rows go where those of others are: a unit that writes there is whole or not there at all, and
+/// its record must stand in the way of a second one.
+pub(super) fn start_anew(copied: &Copied, migration: &MigrationName) -> String {
+    if copied.destination.shared {
+        return String::new();
     }
+    let name = &copied.table.name;
+    format!(
+        "{}DELETE FROM changeover.unit WHERE migration = '{migration}' AND table_schema = {} AND table_name = {};",
+        empty(copied),
+        quote_literal(&name.schema),
+        quote_literal(&name.name)
+    )
+}
+
+fn empty(copied: &Copied) -> String {
+    let destination = &copied.destination;
+    let name = destination.name.quoted();
+    let only = if destination.partitioned { "" } else { "ONLY " };
+    if destination.truncate || destination.partitioned {
+        return format!("TRUNCATE {only}{name}; ");
+    }
+    // TRUNCATE refuses a table that a foreign key refers to, however empty the referring one is.
+    format!("LOCK TABLE {only}{name} IN SHARE ROW EXCLUSIVE MODE; DELETE FROM {only}{name}; ")
 }
 
 /// What a finished unit leaves in `changeover.unit`, and the end of its transaction.
@@ -85,16 +101,6 @@ pub(super) struct Taken<'a> {
     pub(super) until: crate::model::Lsn,
     pub(super) rows: u64,
     pub(super) bytes: u64,
-}
-
-/// Forgets the parts of a table, in the transaction that empties it.
-pub(super) fn forget(copied: &Copied, migration: &MigrationName) -> String {
-    let name = &copied.table.name;
-    format!(
-        "DELETE FROM changeover.unit WHERE migration = '{migration}' AND table_schema = {} AND table_name = {};",
-        quote_literal(&name.schema),
-        quote_literal(&name.name)
-    )
 }
 
 /// Marks a split table as complete if every part of it is recorded.
@@ -184,7 +190,8 @@ pub(super) mod tests {
             r#"COPY (SELECT "a" FROM ONLY "s"."t" WHERE ctid >= '(5,0)'::tid AND ctid < '(9,0)'::tid) TO STDOUT (FORMAT binary)"#
         );
         assert_eq!(copy_in(&part), r#"COPY "s"."t" ("a") FROM STDIN (FORMAT binary)"#);
-        assert_eq!(begin(&part), "BEGIN");
-        assert_eq!(begin(&unit(vec![], None)), r#"BEGIN; TRUNCATE ONLY "s"."t";"#);
+        let migration = "m".parse().unwrap();
+        assert_eq!(begin(&part, &migration), "BEGIN");
+        assert!(begin(&unit(vec![], None), &migration).starts_with(r#"BEGIN; TRUNCATE ONLY "s"."t"; DELETE"#));
     }
 }

@@ -140,7 +140,10 @@ impl<'a> Worker<'a> {
     async fn move_rows(&mut self, unit: &Unit, counts: &Counts) -> Result<Moved, Error> {
         let name = &unit.copied.table.name;
         let failed = |doing| Error::copy(name, doing);
-        self.target.simple_query(&sql::begin(unit)).await.map_err(failed("empty the target's table"))?;
+        self.target
+            .simple_query(&sql::begin(unit, &self.attempt.options.migration))
+            .await
+            .map_err(failed("empty the target's table"))?;
         let mut rows = self.source.copy_out(&sql::copy_out(unit)).await.map_err(failed("read the source"))?;
         let mut into = self.target.copy_in(&sql::copy_in(unit)).await.map_err(failed("write to the target"))?;
         let mut moved = Moved::default();

@@ -213,6 +213,23 @@ async fn an_interrupted_copy_of_the_schema_goes_on_where_it_stopped() {
     assert!(matches!(outcome, Err(schema::Error::Stopped)));
 }
 
+/// A server goes on with the statement of a daemon that was killed.
+#[tokio::test]
+async fn two_attempts_at_once_make_everything_once() {
+    let (_pair, options) = prepared(NASTY).await;
+    let source = wire::connect(&options.source, "test").await.unwrap();
+    let catalog = schema::read_catalog(&source, &everything()).await.unwrap();
+    schema::copy_pre_data(&options, &catalog).await.unwrap();
+    let (one, two) = (Steps::default(), Steps::default());
+    let (first, second) = tokio::join!(
+        schema::copy_indexes(&options, &catalog, &one, CancellationToken::new()),
+        schema::copy_indexes(&options, &catalog, &two, CancellationToken::new()),
+    );
+    first.unwrap();
+    second.unwrap();
+    assert_eq!((one.read().done, two.read().done), (one.read().total, two.read().total));
+}
+
 #[tokio::test]
 async fn sequences_go_on_where_they_stood() {
     let (pair, options) = prepared(NASTY).await;

@@ -16,6 +16,13 @@ use crate::support::{Db, Pair};
 /// Small enough that tables of a few hundred kilobytes are split.
 const SPLIT_BYTES: u64 = 64 * 1024;
 
+/// Makes each row of the target's table `t` take its time.
+const SLOW: &str = "
+    CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_catalog.pg_sleep(0.01); RETURN NEW; END $$;
+    CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow();
+    ALTER TABLE t ENABLE ALWAYS TRIGGER slow";
+
 async fn catalog_of(options: &CopyOptions) -> Catalog {
     let source = wire::connect(&options.source, "test").await.unwrap();
     schema::read_catalog(&source, &everything()).await.unwrap()
@@ -255,16 +262,9 @@ async fn a_stop_ends_the_copy_and_leaves_nothing_half_done() {
     let (pair, options) = prepared(sql).await;
     let catalog = catalog_of(&options).await;
     schema::copy_pre_data(&options, &catalog).await.unwrap();
-    // So slow that the stop comes in the middle.
+    // So that the stop comes in the middle.
     let target = pair.target.connect().await;
-    target
-        .exec(
-            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
-                 $$ BEGIN PERFORM pg_catalog.pg_sleep(0.01); RETURN NEW; END $$;
-             CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow();
-             ALTER TABLE t ENABLE ALWAYS TRIGGER slow",
-        )
-        .await;
+    target.exec(SLOW).await;
     let (stop, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
     let whole = snapshot::Options { split_bytes: u64::MAX, ..copying(&options) };
     let running = snapshot::run(whole.clone(), &catalog, Arc::clone(&progress), stop.clone());
@@ -319,4 +319,53 @@ async fn rows_and_schema_reach_the_newest_installed_version() {
     let target = wire::connect(&options.target, "test").await.unwrap();
     let there = schema::read_catalog(&target, &everything()).await.unwrap();
     assert_eq!(schema::compare(&catalog, &there, true), []);
+}
+
+/// PITFALLS 5: without the lock a TRUNCATE makes a table look empty to a snapshot that is older.
+#[tokio::test]
+async fn nothing_is_recorded_that_was_read_after_the_locks_had_gone() {
+    let sql =
+        "CREATE TABLE t (id int, pad text); INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(1, 200) n";
+    let (pair, options) = prepared(sql).await;
+    let catalog = catalog_of(&options).await;
+    schema::copy_pre_data(&options, &catalog).await.unwrap();
+    let (source, target) = (pair.source.connect().await, pair.target.connect().await);
+    target.exec(SLOW).await;
+    let progress = Arc::new(Progress::default());
+    let whole = snapshot::Options { split_bytes: u64::MAX, ..copying(&options) };
+    let running = snapshot::run(whole.clone(), &catalog, Arc::clone(&progress), CancellationToken::new());
+    let breaking = async {
+        while progress.read().tables.values().all(|table| table.rows_copied == 0) {
+            tokio::task::yield_now().await;
+        }
+        let holder =
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'changeover snapshot'";
+        assert_eq!(source.query_text(holder).await, ["t"]);
+    };
+    let (outcome, ()) = tokio::join!(running, breaking);
+    assert!(matches!(outcome, Err(snapshot::Error::SnapshotLost(_))), "{outcome:?}");
+    assert_eq!(target.scalar("SELECT count(*) FROM changeover.unit").await, "0");
+    target.exec("DROP TRIGGER slow ON t").await;
+    snapshot::run(whole, &catalog, progress, CancellationToken::new()).await.unwrap();
+    assert_eq!(target.scalar("SELECT count(*) FROM t").await, "200");
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_side_that_does_not_answer() {
+    let (pair, options) = prepared("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await;
+    let catalog = catalog_of(&options).await;
+    schema::copy_pre_data(&options, &catalog).await.unwrap();
+    let (blocker, watching) = (pair.target.connect().await, pair.target.connect().await);
+    blocker.exec("BEGIN; SELECT FROM t").await;
+    let stop = CancellationToken::new();
+    let running = snapshot::run(copying(&options), &catalog, Arc::default(), stop.clone());
+    let stopping = async {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
+        while watching.scalar(waiting).await == "0" {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+    };
+    let (outcome, ()) = tokio::join!(running, stopping);
+    assert!(matches!(outcome, Err(snapshot::Error::Stopped)), "{outcome:?}");
 }

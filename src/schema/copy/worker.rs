@@ -142,7 +142,7 @@ impl Worker {
                 Err(error) if is_state(&error, LOCK_NOT_AVAILABLE) => {
                     let holders = self.lock_holders(step).await;
                     warn!(step = step.title, holders, "waiting for a lock");
-                    tokio::time::sleep(LOCK_PAUSE).await;
+                    self.pause().await?;
                 }
                 Err(error) if step.optional && is_state(&error, INSUFFICIENT_PRIVILEGE) => {
                     warn!(step = step.title, "left out: the target's role may not do it");
@@ -152,6 +152,8 @@ impl Worker {
                     debug!(step = step.title, error = %source, "step given up");
                     return Err(Error::Stopped);
                 }
+                // The server may still be at work for a daemon that was killed, and have finished it meanwhile.
+                Err(_) if self.done().await.is_ok_and(|done| done.contains(&step.key())) => return Ok(()),
                 other => return other.map_err(Error::query(format!("make {}", step.title))),
             }
         }
@@ -178,6 +180,13 @@ impl Worker {
             drop(self.session.batch_execute("ROLLBACK").await);
         }
         outcome
+    }
+
+    async fn pause(&self) -> Result<(), Error> {
+        tokio::select! {
+            () = self.stop.cancelled() => Err(Error::Stopped),
+            () = tokio::time::sleep(LOCK_PAUSE) => Ok(()),
+        }
     }
 
     async fn lock_holders(&self, step: &Step) -> String {
