@@ -2,6 +2,8 @@
 //!
 //! `BENCH_TRANSACTIONS` (200,000), `BENCH_ROUNDS` (3), `BENCH_GROUP_KIB` (8,192).
 
+#![allow(clippy::unwrap_used, reason = "a comparison that cannot go on has nothing better to do than stop")]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -41,17 +43,18 @@ fn main() {
     for load in [pgbench(transactions), inserts(transactions), mixed(transactions / 2)] {
         let batches = batches(&load);
         let changes: usize = load.transactions.iter().map(Vec::len).sum();
-        let (mut seconds, mut shares) = (vec![], vec![]);
+        let (mut seconds, mut ours, mut servers) = (vec![], vec![], vec![]);
         for _ in 0..rounds {
             prepare(&target, &load);
-            let before = own_seconds();
-            let took = drain(&target, batches.clone(), group_bytes);
-            shares.push((own_seconds() - before) / took);
-            seconds.push(took);
+            let (own, server) = (own_seconds(), backend_seconds(&target));
+            seconds.push(drain(&target, batches.clone(), group_bytes));
+            ours.push(own_seconds() - own);
+            servers.push(backend_seconds(&target) - server);
         }
         println!("{}: {} transactions, {changes} changes", load.name, load.transactions.len());
         report("  drained in", "s", &seconds);
-        report("  own processor time by wall time", "", &shares);
+        report("  own processor time", "s", &ours);
+        report("  its backends' processor time", "s", &servers);
     }
 }
 
@@ -108,10 +111,22 @@ fn drain(target: &PgCluster, batches: Vec<Arc<Batch>>, group_bytes: usize) -> f6
 }
 
 fn own_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-    let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
-    (ticks(11) + ticks(12)) / 100.0
+    processor_seconds("self", [11, 12])
+}
+
+/// Of all sessions that have ended, which the postmaster is told of. Waits until ours have.
+fn backend_seconds(target: &PgCluster) -> f64 {
+    let ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'changeover apply%'";
+    support::until("end of our sessions", Duration::from_secs(10), || psql(target, "postgres", ours) == "0");
+    let postmaster = std::fs::read_to_string(target.data_dir().join("postmaster.pid")).unwrap();
+    processor_seconds(postmaster.lines().next().unwrap(), [13, 14])
+}
+
+/// Fields of proc(5) `stat`, counted from behind the closing bracket. A tick is 10 ms.
+fn processor_seconds(process: &str, fields: [usize; 2]) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let values: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    fields.iter().map(|field| values[*field].parse::<f64>().unwrap()).sum::<f64>() / 100.0
 }
 
 fn batches(load: &Load) -> Vec<Arc<Batch>> {

@@ -101,6 +101,8 @@ SELECT class.relkind = 'p' AS partitioned,
                WHERE tgrelid IN (SELECT oid FROM own) AND tgenabled::text = ANY (states)) AS triggers,
        EXISTS (SELECT FROM pg_catalog.pg_rewrite, fires
                WHERE ev_class IN (SELECT oid FROM own) AND ev_type <> '1' AND ev_enabled::text = ANY (states)) AS rules,
+       (SELECT count(*) FROM pg_catalog.pg_index
+        WHERE indrelid = class.oid AND (indisunique OR indisexclusion)) AS exclusive_count,
        pg_catalog.row_security_active(class.oid) AS row_security,
        (SELECT min(conname) FROM pg_catalog.pg_constraint
         WHERE contype = 'f' AND conrelid IN (SELECT oid FROM own) AND NOT $2
@@ -160,6 +162,7 @@ async fn read_facts(session: &Session, source: &TableName, target: &TableName, r
         columns: columns.iter().map(column_of).collect(),
         keys: keys.iter().map(|row| row.get("columns")).collect(),
         partitioned: table.get("partitioned"),
+        exclusive_count: table.get("exclusive_count"),
         acts: rules || table.get::<_, bool>("triggers"),
         refuses_copy: rules || table.get::<_, bool>("row_security"),
         acting_constraint: table.get("acting"),

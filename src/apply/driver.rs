@@ -39,13 +39,19 @@ const ORDER_MATTERS: [&str; 3] = ["23505", "23P01", transaction::WRONG_COUNT];
 /// Applies the stream until the input ends or `stop` is cancelled. An error with [`Disposition::Retry`] means: run
 /// again, with input from [`super::read_position`] on.
 pub async fn run(options: Options, ports: Ports) -> Result<(), Error> {
+    // On the heap: what waits for a session is large and would be part of every future above.
+    let driver = Box::pin(open(options, ports)).await?;
+    Box::pin(driver.run()).await
+}
+
+async fn open(options: Options, ports: Ports) -> Result<Driver, Error> {
     let catalog = wire::connect(&options.endpoint, "apply catalog").await.map_err(Error::Connect)?;
     let position = position::adopt_position(&catalog, &options.migration, options.epoch, options.start).await?;
     let target = Target::open(&options.endpoint, &options.migration, options.epoch).await?;
     let start = position.max(options.start);
     report::start(start, &ports.settled);
     info!(position = start.map(tracing::field::display), "applying");
-    Driver::new(options, ports, catalog, target, start).run().await
+    Ok(Driver::new(options, ports, catalog, target, start))
 }
 
 pub(super) struct Driver {

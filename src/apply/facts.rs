@@ -15,6 +15,8 @@ pub(super) struct Facts {
     /// primary key is first.
     pub(super) keys: Vec<Vec<String>>,
     pub(super) partitioned: bool,
+    /// How many unique and exclusion constraints it has, the primary key among them.
+    pub(super) exclusive_count: i64,
     /// A trigger or rule acts when our session writes to it.
     pub(super) acts: bool,
     /// Row security applies to our session, or rules rewrite its INSERT.
@@ -58,6 +60,7 @@ pub(super) fn table_of(
         columns: columns.collect::<Result<_, _>>()?,
         key: key_of(relation, facts),
         isolated: !facts.acts,
+        sortable: facts.exclusive_count <= 1,
         copies: !facts.refuses_copy,
         partitioned: facts.partitioned,
         handover,

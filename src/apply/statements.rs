@@ -33,16 +33,19 @@ impl Target {
     fn net<L: Copy>(&mut self, script: &mut Script<L>, table: &Table, net: &Net, label: L) -> Result<(), Error> {
         let (mut gone, mut new) = (Vec::new(), Vec::new());
         let mut changed: BTreeMap<Present, Vec<&Tuple>> = BTreeMap::new();
+        let sorted = if table.sortable { net.rows_by_key() } else { net.rows().iter().collect() };
+        for row in sorted {
+            match row {
+                NetRow::Updated(row) => changed.entry(Present::of(row)).or_default().push(row),
+                NetRow::Deleted(row) | NetRow::Replaced(row) => gone.push(row),
+                NetRow::Inserted(_) | NetRow::Passed => {}
+            }
+        }
+        // New rows in the order they came, as the source's pages hold them.
         for row in net.rows() {
             match row {
-                NetRow::Inserted(row) => new.push(row),
-                NetRow::Updated(row) => changed.entry(Present::of(row)).or_default().push(row),
-                NetRow::Deleted(row) => gone.push(row),
-                NetRow::Replaced(row) => {
-                    gone.push(row);
-                    new.push(row);
-                }
-                NetRow::Passed => {}
+                NetRow::Inserted(row) | NetRow::Replaced(row) => new.push(row),
+                NetRow::Updated(_) | NetRow::Deleted(_) | NetRow::Passed => {}
             }
         }
         self.delete(script, table, &gone, label)?;

@@ -17,6 +17,8 @@ pub(super) struct Table {
     /// Nothing fires and nothing is rewritten when it is written, so its changes may be folded, and may change places
     /// with those of other tables.
     pub(super) isolated: bool,
+    /// No unique value but the key's own could be freed by one row of a set for another: rows may be put in any order.
+    pub(super) sortable: bool,
     /// COPY FROM is refused under row security and passes rules by.
     pub(super) copies: bool,
     /// Its rows live in partitions: no ONLY.
