@@ -146,13 +146,12 @@ impl Cursor {
         Step::Batch(batch)
     }
 
+    /// Releases the longest run that ends with a whole transaction and is settled.
     fn release_settled(&mut self, log: &mut Log) {
-        let open = self.unsettled.iter().position(|delivered| delivered.through > self.settled);
-        let whole = self.unsettled.iter().take(open.unwrap_or(usize::MAX));
-        let Some(last) = whole.enumerate().filter(|(_, delivered)| delivered.through.is_some()).map(|(n, _)| n).last()
-        else {
-            return;
-        };
+        let is_open = |delivered: &Delivered| delivered.through > self.settled;
+        let settled = self.unsettled.iter().position(is_open).unwrap_or(self.unsettled.len());
+        let whole = self.unsettled.range(..settled).rposition(|delivered| delivered.through.is_some());
+        let Some(last) = whole else { return };
         let size_bytes = self.unsettled.drain(..=last).map(|delivered| delivered.size_bytes).sum();
         log.release(self.slot, last as u64 + 1, size_bytes);
         self.shared.wake();

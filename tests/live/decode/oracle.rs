@@ -167,7 +167,7 @@ impl Session {
             (_, _) => format!("DELETE FROM {table} WHERE {own} AND random() < 0.2"),
         };
         // An update may meet the id that an earlier one gave; that rolls the statement back, nothing else.
-        self.db.exec(&format!("SAVEPOINT statement")).await;
+        self.db.exec("SAVEPOINT statement").await;
         match self.db.batch_execute(&sql).await {
             Ok(()) => self.db.exec("RELEASE statement").await,
             Err(error) => {
@@ -305,7 +305,7 @@ async fn select(db: &Db, table: &str) -> Vec<Row> {
     let messages = db.simple_query(&format!("SELECT * FROM {table}")).await.unwrap();
     let rows = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
+        SimpleQueryMessage::CommandComplete(_) | SimpleQueryMessage::RowDescription(_) | _ => None,
     });
     let row = |row: &tokio_postgres::SimpleQueryRow| {
         let values = row.columns().iter().enumerate();

@@ -92,6 +92,21 @@ const STREAMED: &[(usize, &str)] = &[
     ),
 ];
 
+/// What `pgbench` does (its built-in `tpcb-like`), for `benches/decode.rs`.
+const PGBENCH_SCHEMA: &str = "
+    CREATE TABLE pgbench_accounts (aid int PRIMARY KEY, bid int, abalance int, filler char(84));
+    CREATE TABLE pgbench_branches (bid int PRIMARY KEY, bbalance int, filler char(88));
+    CREATE TABLE pgbench_tellers (tid int PRIMARY KEY, bid int, tbalance int, filler char(84));
+    CREATE TABLE pgbench_history (tid int, bid int, aid int, delta int, mtime timestamp, filler char(22));
+    INSERT INTO pgbench_accounts SELECT i, 1, 0, '' FROM generate_series(1, 9) i;
+    INSERT INTO pgbench_branches VALUES (1, 0);
+    INSERT INTO pgbench_tellers VALUES (1, 1, 0);
+    CREATE PUBLICATION pgbench FOR TABLE pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history";
+const PGBENCH: &str = "BEGIN; UPDATE pgbench_accounts SET abalance = abalance + 77 WHERE aid = 5; \
+    UPDATE pgbench_tellers SET tbalance = tbalance + 77 WHERE tid = 1; \
+    UPDATE pgbench_branches SET bbalance = bbalance + 77 WHERE bid = 1; \
+    INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (1, 1, 5, 77, CURRENT_TIMESTAMP); COMMIT";
+
 const FILL: &str = "INSERT INTO filler SELECT generate_series(1, 700)";
 
 #[tokio::test]
@@ -101,6 +116,7 @@ async fn every_version_sends_the_messages_that_were_recorded() {
         let url = cluster.url("postgres");
         changes(&url, programs.major).await;
         streamed(&url, programs.major).await;
+        pgbench(&url, programs.major).await;
     }
 }
 
@@ -132,6 +148,17 @@ async fn streamed(url: &str, major: u32) {
         sessions[*session].exec(&statements.replace('%', FILL)).await;
     }
     check("streamed", major, slot.peek(&sessions[0], major, "p").await);
+}
+
+async fn pgbench(url: &str, major: u32) {
+    let db = Db::connect(url).await;
+    db.exec(PGBENCH_SCHEMA).await;
+    let slot = Slot { name: "pgbench", proto_version: proto_version_of(major), streaming: false };
+    slot.create(&db).await;
+    for _ in 0..3 {
+        db.exec(PGBENCH).await;
+    }
+    check("pgbench", major, slot.peek(&db, major, "pgbench").await);
 }
 
 fn check(scenario: &str, major: u32, lines: Vec<String>) {
