@@ -30,6 +30,10 @@ pub enum Error {
     StreamBegunTwice { at: At, top: Xid },
     #[error("keep track of streamed transaction {top}: more than {limit} of its sub-transactions were rolled back")]
     TooManyAborted { top: Xid, limit: usize },
+    #[error(
+        "replay streamed transaction {top} committed at {commit}: a roll-back inside it may concern a logical message"
+    )]
+    AmbiguousMessages { top: Xid, commit: Lsn },
     #[error("go on with the transaction committed at {expected}: the source sent the one committed at {found} instead")]
     NotResent { expected: Lsn, found: Lsn },
     #[error("go on with the transaction committed at {commit} after {emitted} changes: this time it has only {found}")]
@@ -62,6 +66,24 @@ impl fmt::Display for At {
 }
 
 impl Error {
+    /// Whether the source can help by not sending transactions in progress.
+    pub(super) fn is_about_streams(&self) -> bool {
+        match self {
+            Self::TooManyAborted { .. } | Self::AmbiguousMessages { .. } | Self::Stash(_) => true,
+            Self::Malformed { .. }
+            | Self::Empty { .. }
+            | Self::UnknownTag { .. }
+            | Self::Unexpected { .. }
+            | Self::TwoPhase { .. }
+            | Self::UnknownRelation { .. }
+            | Self::ColumnCount { .. }
+            | Self::UnknownStream { .. }
+            | Self::StreamBegunTwice { .. }
+            | Self::NotResent { .. }
+            | Self::Diverged { .. } => false,
+        }
+    }
+
     pub fn disposition(&self) -> Disposition {
         let halt = |hint: &str| Disposition::Halt { hint: hint.to_owned() };
         match self {
@@ -79,9 +101,8 @@ impl Error {
             Self::TwoPhase { .. } => {
                 halt("drop the slot and let changeover make its own, or make one with two_phase = false")
             }
-            Self::TooManyAborted { .. } => {
-                halt("restart with `source.streaming = false`, so that the source sorts large transactions out itself")
-            }
+            // The next session does without streams: see `Decoder::takes_streams`.
+            Self::TooManyAborted { .. } | Self::AmbiguousMessages { .. } => Disposition::Retry,
             Self::NotResent { .. } | Self::Diverged { .. } => halt(
                 "the source's log is not the one this migration was reading: check that it is the same server and \
                  timeline, then restart; what was applied so far is kept",

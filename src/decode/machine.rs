@@ -49,6 +49,7 @@ pub struct Decoder {
     /// The transaction a new session has to go on with before it may bring anything later.
     awaited: Option<Unfinished>,
     proto_version: Option<u32>,
+    takes_streams: bool,
     /// Frames of this session so far.
     arrival: u64,
     counts: Counts,
@@ -84,6 +85,7 @@ impl Decoder {
             state: State::Idle,
             awaited: None,
             proto_version: None,
+            takes_streams: true,
             arrival: 0,
             counts: Counts::default(),
         }
@@ -112,7 +114,11 @@ impl Decoder {
     ) -> Result<(), Interrupted<E>> {
         assert!(self.proto_version.is_some(), "frames came before the first session");
         for frame in &frames.frames {
-            self.on_frame(frame, emit)?;
+            self.on_frame(frame, emit).inspect_err(|interrupted| {
+                if let Interrupted::Decode(error) = interrupted {
+                    self.takes_streams &= !error.is_about_streams();
+                }
+            })?;
         }
         self.flush(emit).map_err(Interrupted::Emit)
     }
@@ -127,6 +133,12 @@ impl Decoder {
             Some(batch) => self.emit(batch, emit),
             None => Ok(()),
         }
+    }
+
+    /// Whether the next session may ask for transactions in progress. False from the first one on that could not be
+    /// taken this way: without streams the source keeps it until its commit and sends what became of it.
+    pub fn takes_streams(&self) -> bool {
+        self.takes_streams
     }
 
     pub fn counts(&self) -> Counts {
@@ -183,7 +195,7 @@ impl Decoder {
                 let xid = message::streamed_xid(arrived.message).map_err(|wrong| arrived.unreadable(wrong.into()))?;
                 let frame =
                     StashedFrame { arrival: arrived.arrival, xid, lsn: arrived.lsn, message: arrived.message.clone() };
-                self.streams.keep(top, &frame)?;
+                self.streams.keep(top, &frame, tag == Tag(b'M'))?;
             }
             _ => {
                 arrived.parse()?;
@@ -355,10 +367,13 @@ impl Decoder {
         emit: &mut impl FnMut(Batch) -> Result<(), E>,
     ) -> Result<(), Interrupted<E>> {
         self.expect_idle(arrived)?;
-        let (origin, mut replay) = self.streams.commit(top)?.ok_or_else(|| arrived.unknown_stream(top))?;
+        let mut replay = self.streams.commit(top)?.ok_or_else(|| arrived.unknown_stream(top))?;
         self.state = self.opened(top, commit.commit, commit.at_us)?;
         if let State::Open(open) = &mut self.state {
-            open.origin = origin;
+            if replay.ambiguous {
+                return Err(Error::AmbiguousMessages { top, commit: commit.commit }.into());
+            }
+            open.origin = replay.origin.take();
         }
         self.replay(&mut replay, emit)?;
         self.shapes.merge_replayed();

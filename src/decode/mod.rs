@@ -8,8 +8,9 @@
 //! ```
 //!
 //! One thing pgoutput does not say: a logical message inside a stream carries the top-level transaction, also when a
-//! sub-transaction wrote it (`pgoutput_message`). If that sub-transaction was rolled back after it had been streamed, the
-//! message is recognised and dropped only when a row of the same sub-transaction stands before it.
+//! sub-transaction wrote it (`pgoutput_message`), so nobody can tell whether the roll-back of a sub-transaction takes an
+//! earlier message with it. Such a transaction is not guessed at: the session ends with an error that asks for a retry,
+//! and [`Decoder::takes_streams`] says that the next one has to do without streams. Then the source sorts it out.
 
 mod machine;
 mod message;

@@ -1,13 +1,13 @@
 //! Transactions that the source sends before they have committed (`streaming 'on'`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::model::{Stash, StashedFrame, StashedFrames, TransactionOrigin, Xid};
 
-use super::{Error, Tag, message};
+use super::Error;
 
-/// Rolled back sub-transactions remembered for one streamed transaction: 16 MB of memory. A loop with an exception block
-/// that fails this often within one transaction is better sorted out by the source.
+/// Rolled back sub-transactions remembered for one streamed transaction: 4 MB of memory. A loop with an exception block
+/// that fails more often within one transaction is better sorted out by the source.
 const ABORTED_COUNT_MAX: usize = 1 << 20;
 
 /// All transactions in progress that have sent something. The source's number of backends bounds it.
@@ -18,21 +18,23 @@ pub(super) struct Streams {
 
 /// One transaction in progress.
 #[derive(Default)]
-pub(super) struct Stream {
-    pub(super) origin: Option<TransactionOrigin>,
-    frame_count: u64,
-    /// Sub-transactions that were rolled back, and how many frames had been kept by then. Their ids cannot appear
-    /// again: the source gives each sub-transaction a new one.
-    aborted: HashMap<Xid, u64>,
+struct Stream {
+    origin: Option<TransactionOrigin>,
+    /// Sub-transactions that were rolled back. Their ids cannot appear again: the source gives each sub-transaction a
+    /// new one.
+    aborted: HashSet<Xid>,
+    has_messages: bool,
+    /// A sub-transaction was rolled back after a logical message, which may have been its own.
+    ambiguous: bool,
 }
 
-/// A committed transaction's frames in the order of their arrival, without those of its rolled back sub-transactions.
+/// A committed transaction: its frames in the order of their arrival, without those of its rolled back sub-transactions.
 pub(super) struct Replay {
+    pub(super) origin: Option<TransactionOrigin>,
+    /// Some of its logical messages may have been rolled back.
+    pub(super) ambiguous: bool,
     frames: StashedFrames,
-    aborted: HashMap<Xid, u64>,
-    position: u64,
-    /// A logical message before this frame belongs to a sub-transaction that was rolled back.
-    messages_dropped_until: u64,
+    aborted: HashSet<Xid>,
 }
 
 impl Streams {
@@ -63,9 +65,10 @@ impl Streams {
         }
     }
 
-    pub(super) fn keep(&mut self, top: Xid, frame: &StashedFrame) -> Result<(), Error> {
+    /// Keeps a frame of the chunk that is being received. `is_message`: it is a logical message.
+    pub(super) fn keep(&mut self, top: Xid, frame: &StashedFrame, is_message: bool) -> Result<(), Error> {
         let stream = self.by_top.get_mut(&top).expect("a chunk is only entered for a stream that has begun");
-        stream.frame_count += 1;
+        stream.has_messages |= is_message;
         Ok(self.stash.append(top, frame)?)
     }
 
@@ -81,16 +84,16 @@ impl Streams {
         if stream.aborted.len() >= ABORTED_COUNT_MAX {
             return Err(Error::TooManyAborted { top, limit: ABORTED_COUNT_MAX });
         }
-        stream.aborted.insert(xid, stream.frame_count);
+        stream.aborted.insert(xid);
+        stream.ambiguous |= stream.has_messages;
         Ok(())
     }
 
     /// Takes the transaction out for its replay; `None` when it never began.
-    pub(super) fn commit(&mut self, top: Xid) -> Result<Option<(Option<TransactionOrigin>, Replay)>, Error> {
+    pub(super) fn commit(&mut self, top: Xid) -> Result<Option<Replay>, Error> {
         let Some(stream) = self.by_top.remove(&top) else { return Ok(None) };
         let frames = self.stash.take(top)?;
-        let replay = Replay { frames, aborted: stream.aborted, position: 0, messages_dropped_until: 0 };
-        Ok(Some((stream.origin, replay)))
+        Ok(Some(Replay { origin: stream.origin, ambiguous: stream.ambiguous, frames, aborted: stream.aborted }))
     }
 }
 
@@ -98,21 +101,10 @@ impl Replay {
     /// The next frame that counts.
     pub(super) fn next(&mut self) -> Result<Option<StashedFrame>, Error> {
         while let Some(frame) = self.frames.next().transpose()? {
-            self.position += 1;
-            if self.counts(&frame) {
+            if !self.aborted.contains(&frame.xid) {
                 return Ok(Some(frame));
             }
         }
         Ok(None)
-    }
-
-    fn counts(&mut self, frame: &StashedFrame) -> bool {
-        if let Some(until) = self.aborted.get(&frame.xid) {
-            // From its first frame to its roll-back everything the transaction wrote belongs to this sub-transaction
-            // or its children. Rows say so themselves, logical messages only carry the top-level xid.
-            self.messages_dropped_until = self.messages_dropped_until.max(*until);
-            return false;
-        }
-        self.position > self.messages_dropped_until || message::tag_of(&frame.message) != Some(Tag(b'M'))
     }
 }

@@ -49,10 +49,11 @@ impl Receive {
             state: self.session.clone(),
             stop: stop.clone(),
         };
+        let takes_streams = decoder.lock().await.takes_streams();
         let mut decoding = JoinSet::new();
         let (flow, spool) = (Arc::clone(&self.flow), self.spool.clone());
         decoding.spawn_blocking(move || decode_all(&mut decoder.blocking_lock(), received, &flow, &spool));
-        let streaming = source::run(self.options(), ports);
+        let streaming = source::run(self.options(takes_streams), ports);
         tokio::pin!(streaming);
         let (streamed, decoded) = tokio::select! {
             streamed = &mut streaming => (streamed, joined(&mut decoding).await),
@@ -66,13 +67,13 @@ impl Receive {
         Ok(())
     }
 
-    fn options(&self) -> source::Options {
+    fn options(&self, takes_streams: bool) -> source::Options {
         source::Options {
             endpoint: self.config.source.endpoint.clone(),
             slot: self.config.source.slot.name.clone(),
             publications: vec![self.config.source.publication.name.clone()],
             expected: Some(self.identity.clone()),
-            streaming: true,
+            streaming: takes_streams,
             status_interval: STATUS_INTERVAL,
         }
     }

@@ -43,17 +43,18 @@ impl Error {
             Self::Locked { .. } => {
                 halt("stop the other daemon, or give each migration a directory of its own (`limits.spool_dir`)")
             }
-            Self::StashFull { .. } => halt(
-                "raise `limits.spool` beyond the size of the largest transaction, or let the source keep transactions in \
-                 progress (`source.streaming = false`), then resume",
-            ),
             Self::Corrupt { .. } | Self::Forgotten { .. } | Self::Encode { .. } => halt(
                 "restart the daemon: its log is only a cache, and the source sends again what was not settled. When files \
                  are damaged again and again, look at the disk under `limits.spool_dir`",
             ),
-            Self::Directory { .. } | Self::Write { .. } | Self::Read { .. } | Self::Remove { .. } | Self::Ended => {
-                Disposition::Retry
-            }
+            // Without room for transactions in progress the next session leaves them with the source: see
+            // `decode::Decoder::takes_streams`.
+            Self::StashFull { .. }
+            | Self::Directory { .. }
+            | Self::Write { .. }
+            | Self::Read { .. }
+            | Self::Remove { .. }
+            | Self::Ended => Disposition::Retry,
         }
     }
 }
