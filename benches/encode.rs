@@ -117,7 +117,7 @@ fn options() -> Options {
         tables: vec![TableName::new("public", "item")],
         keys: BTreeMap::new(),
         partition_count: 1,
-        replication_factor: 1,
+        replication_factor: None,
         window: WindowLimits {
             transactions_max: 1_000,
             bytes_max: 1 << 20,

@@ -204,7 +204,7 @@ fn kafka_options(config: &Config, kafka: &Kafka, prepared: &Prepared, shares: &S
         tables: tables().map(|table| table.name.clone()).collect(),
         keys: tables().filter_map(key).collect(),
         partition_count: kafka.partitions,
-        replication_factor: kafka.replication_factor.map_or(1, u32::from),
+        replication_factor: kafka.replication_factor,
         window: publish::WindowLimits {
             transactions_max: KAFKA_TRANSACTIONS_MAX,
             bytes_max: shares.kafka_bytes / 4,

@@ -72,8 +72,10 @@ impl<'a> Admin<'a> {
     }
 
     fn new_topic<'t>(&self, topic: &'t str, partition_count: u32) -> NewTopic<'t> {
-        let fixed = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-        NewTopic::new(topic, fixed(partition_count), TopicReplication::Fixed(fixed(self.options.replication_factor)))
+        let partition_count = i32::try_from(partition_count).unwrap_or(i32::MAX);
+        // -1: the broker's default (KIP-464, brokers from 2.4 on).
+        let replication = TopicReplication::Fixed(self.options.replication_factor.map_or(-1, i32::from));
+        NewTopic::new(topic, partition_count, replication)
     }
 
     fn create_new(&self, topics: &[NewTopic<'_>]) -> Result<(), Error> {

@@ -26,6 +26,9 @@ use super::{Error, Options, Placement, Record};
 const CALL: Duration = Duration::from_secs(1);
 /// How long one call waits while transactions are initialised: the coordinator may have to end an older one first.
 const INIT: Duration = Duration::from_secs(10);
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// `transaction.max.timeout.ms` of a broker, by default.
+const TRANSACTION_TIMEOUT_MAX: Duration = Duration::from_secs(900);
 /// How long an abort is tried before a new producer, which aborts as well, is the shorter way.
 const ABORT: Duration = Duration::from_secs(5);
 /// Delivery reports are looked for this often while waiting for them.
@@ -80,7 +83,9 @@ fn producer_config(options: &Options) -> Result<ClientConfig, Error> {
     // librdkafka's largest default for a batch; a topic's default max.message.bytes is hardly more.
     config.set("batch.size", "1000000");
     config.set("message.max.bytes", "16777216");
-    config.set("transaction.timeout.ms", "60000");
+    // The broker ends what stays open longer. A window that is allowed to be old needs more, up to what brokers allow.
+    let transaction_timeout = (TRANSACTION_TIMEOUT + options.window.age_max).min(TRANSACTION_TIMEOUT_MAX);
+    config.set("transaction.timeout.ms", transaction_timeout.as_millis().to_string());
     set_properties(&mut config, options)?;
     config.set("transactional.id", options.transactional_id());
     config.set("enable.idempotence", "true");

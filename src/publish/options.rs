@@ -34,8 +34,8 @@ pub struct Options {
     pub keys: BTreeMap<TableName, Vec<String>>,
     /// Of topics that we create.
     pub partition_count: u32,
-    /// Of topics that we create.
-    pub replication_factor: u32,
+    /// Of topics that we create. `None`: as the brokers are configured (`default.replication.factor`).
+    pub replication_factor: Option<u16>,
     pub window: WindowLimits,
     /// Bytes of records waiting for the broker (`queue.buffering.max.kbytes`).
     pub buffer_bytes_max: usize,
@@ -48,7 +48,8 @@ pub struct Options {
     pub properties: BTreeMap<String, Secret>,
 }
 
-/// When a Kafka transaction is closed. Whatever comes first.
+/// When a Kafka transaction is closed. Whatever comes first. Its batches are kept until it is committed, so the publisher
+/// holds up to `transaction_bytes_max` and one batch, beside the records that wait for the broker.
 #[derive(Clone, Copy, Debug)]
 pub struct WindowLimits {
     pub transactions_max: u64,

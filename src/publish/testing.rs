@@ -23,7 +23,7 @@ pub(super) fn options() -> Options {
         tables: Vec::new(),
         keys: BTreeMap::new(),
         partition_count: 1,
-        replication_factor: 1,
+        replication_factor: None,
         window: WindowLimits {
             transactions_max: 1000,
             bytes_max: 1 << 20,

@@ -38,7 +38,7 @@ pub(super) fn options(bootstrap: &str, prefix: &str) -> Options {
         tables: vec![TableName::new("public", "account"), TableName::new("public", "entry")],
         keys: BTreeMap::new(),
         partition_count: 3,
-        replication_factor: 1,
+        replication_factor: None,
         window: WindowLimits {
             transactions_max: 20,
             bytes_max: 64 << 10,
