@@ -11,14 +11,12 @@ use super::machine::{Effect, Input, Machine, Next, State, Why, under_way};
 use super::ports::Ports;
 use super::report::{Outcome, Owner, Report, StepTime, ms};
 use super::router::Router;
-use super::stage::Stage;
+use super::stage::{ANSWER_MAX, Stage};
 use super::{fence, forecast, journal};
 use crate::model::{Disposition, Lsn};
 use crate::telemetry::{chain, metrics as names};
 use crate::verify::{self, Aligner, DirtyKeys, Verdict};
 
-/// The record on green is one row: past this the connection is given up and the outcome asked for on another.
-const COMMIT_MAX: Duration = Duration::from_secs(5);
 /// Between tries of a step that must succeed (compensations, and the flip).
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -84,6 +82,8 @@ struct Attempt<'a, 'p> {
     pause: Option<Duration>,
     barrier: Option<Lsn>,
     judged: Option<verify::Report>,
+    /// What became of the sequences, which are set while the sinks drain: neither needs the other.
+    sequences: Option<Result<usize, Error>>,
     /// The first one decides; those of compensations are in the log.
     error: Option<Error>,
     retry: Duration,
@@ -102,6 +102,7 @@ impl<'a, 'p> Attempt<'a, 'p> {
             pause: None,
             barrier: None,
             judged: None,
+            sequences: None,
             error: None,
             retry: RETRY_FIRST,
         }
@@ -178,7 +179,7 @@ impl<'a, 'p> Attempt<'a, 'p> {
             Effect::RaiseFence => self.raise().await,
             Effect::AwaitDrain { barrier } => self.drain(barrier).await,
             Effect::Judge { barrier } => self.judge(barrier).await,
-            Effect::SetSequences => self.stage.set_sequences().await.map(|_| Input::SequencesSet),
+            Effect::SetSequences => self.set_sequences().await,
             Effect::Commit { barrier } => return self.commit(barrier).await,
             Effect::Resolve => self.stage.resolve().await.map(|committed| match committed {
                 Some(_) => Input::Committed,
@@ -241,8 +242,19 @@ impl<'a, 'p> Attempt<'a, 'p> {
 
     async fn drain(&mut self, barrier: Lsn) -> Result<Input, Error> {
         let what = "wait until every sink is durable past the fence";
-        self.parts.ports.drained(barrier).await.map_err(|source| Error::Port { what, source })?;
+        let drained = self.parts.ports.drained(barrier);
+        let (drained, sequences) = tokio::join!(drained, self.stage.set_sequences());
+        self.sequences = Some(sequences);
+        drained.map_err(|source| Error::Port { what, source })?;
         Ok(Input::Drained)
+    }
+
+    async fn set_sequences(&mut self) -> Result<Input, Error> {
+        match self.sequences.take() {
+            Some(outcome) => outcome?,
+            None => self.stage.set_sequences().await?,
+        };
+        Ok(Input::SequencesSet)
     }
 
     async fn judge(&mut self, barrier: Lsn) -> Result<Input, Error> {
@@ -256,11 +268,11 @@ impl<'a, 'p> Attempt<'a, 'p> {
     async fn commit(&mut self, barrier: Lsn) -> Input {
         let what = "record that green owns the writes";
         let statement = journal::commit_statement(&self.options.verify.migration, self.stage.attempt, barrier);
-        let error = match timeout(COMMIT_MAX, self.stage.green.simple_query(&statement)).await {
+        let error = match timeout(ANSWER_MAX, self.stage.green.simple_query(&statement)).await {
             Ok(Ok(messages)) if journal::committed(&messages) => return Input::Committed,
             Ok(Ok(_)) => return Input::CommitRefused,
             Ok(Err(error)) => query(GREEN, what)(error),
-            Err(_) => Error::NoAnswer { side: GREEN, what, seconds: COMMIT_MAX.as_secs() },
+            Err(_) => Error::NoAnswer { side: GREEN, what, seconds: ANSWER_MAX.as_secs() },
         };
         warn!(error = chain(&error), "whether green owns the writes has to be looked up");
         self.error = Some(error);

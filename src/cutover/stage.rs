@@ -16,6 +16,9 @@ use crate::telemetry::chain;
 use crate::verify::{self, Fenced};
 use crate::wire::{self, Endpoint, Session};
 
+/// A step that must succeed is given up after this long, to be tried again on another session.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(5);
+
 pub(super) struct Stage<'p> {
     pub(super) options: Options,
     parts: Parts<'p>,
@@ -38,6 +41,9 @@ impl<'p> Stage<'p> {
         let (source, target) = (&options.verify.source, &options.verify.target);
         let (blue, green, blue_sequences, green_sequences) =
             tokio::try_join!(open(source, BLUE), open(target, GREEN), open(source, BLUE), open(target, GREEN))?;
+        // The commit point comes later in the same log and is flushed: so are they then.
+        let unflushed = green_sequences.batch_execute("SET synchronous_commit = off").await;
+        unflushed.map_err(query(GREEN, "set up a session"))?;
         let attempt = if options.dry_run { 0 } else { journal::begin(&green, &options.verify.migration).await? };
         Ok(Self {
             options: options.clone(),
@@ -161,14 +167,14 @@ impl<'p> Stage<'p> {
         set.map_err(|source| Error::Port { what: "set the sequences on green", source })
     }
 
-    /// On a new session if the old one is gone.
+    /// On a new session if the old one is gone or hangs.
     pub(super) async fn lower_fence(&mut self) -> Result<(), Error> {
         let Some(fence) = &self.fence else { return Ok(()) };
-        let lowered = fence.lower(&self.blue).await;
+        let lowered = answered(BLUE, "lift the fence", fence.lower(&self.blue)).await;
         if let Err(error) = &lowered {
             debug!(error = chain(error), "lifting the fence on another session");
             self.blue = open(&self.options.verify.source, BLUE).await?;
-            return fence.lower(&self.blue).await;
+            return answered(BLUE, "lift the fence", fence.lower(&self.blue)).await;
         }
         lowered
     }
@@ -176,8 +182,19 @@ impl<'p> Stage<'p> {
     /// Always on a new session: the old one may still be busy with the commit.
     pub(super) async fn resolve(&mut self) -> Result<Option<i32>, Error> {
         self.green = open(&self.options.verify.target, GREEN).await?;
-        journal::resolve(&self.green, &self.options.verify.migration, self.attempt).await
+        let resolved = journal::resolve(&self.green, &self.options.verify.migration, self.attempt);
+        answered(GREEN, "read the cutover's outcome", resolved).await
     }
+}
+
+/// Within the time that a server that is there needs for anything here.
+async fn answered<T>(
+    side: &'static str,
+    what: &'static str,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let late = Error::NoAnswer { side, what, seconds: ANSWER_MAX.as_secs() };
+    tokio::time::timeout(ANSWER_MAX, answer).await.unwrap_or(Err(late))
 }
 
 pub(super) async fn open(endpoint: &Endpoint, side: &'static str) -> Result<Session, Error> {

@@ -258,9 +258,8 @@ async fn write(url: String, client: usize, stop: Arc<AtomicBool>) -> (Vec<u64>, 
     (committed, errors)
 }
 
-#[tokio::test]
-async fn clients_behind_a_pooler_see_no_error_and_lose_no_write() {
-    let stage = Stage::set().await;
+/// A pooler whose database `shop` leads to blue, and the router that can lead it to green.
+fn pooled(stage: &Stage) -> (PgBouncer, Box<dyn Router>) {
     let (blue, green) = (verify_options(&stage.pair).source, verify_options(&stage.pair).target);
     let upstream = Upstream {
         name: "shop".to_owned(),
@@ -272,13 +271,20 @@ async fn clients_behind_a_pooler_see_no_error_and_lose_no_write() {
     let to_green = format!("host={} port={} dbname={} user=postgres", green.host(), green.port(), green.dbname());
     let console = Endpoint::parse(&pooler.admin_url()).unwrap();
     let router = PoolerRouter::new(console, pooler.databases_file(), "shop".to_owned(), to_green);
+    (pooler, Box::new(router))
+}
+
+#[tokio::test]
+async fn clients_behind_a_pooler_see_no_error_and_lose_no_write() {
+    let stage = Stage::set().await;
+    let (pooler, router) = pooled(&stage);
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();
     for client in 0..6 {
         clients.spawn(write(pooler.url("shop"), client, Arc::clone(&stop)));
     }
     let pipe = stage.pipe().await;
-    let report = stage.run(&stage.options(), &pipe, &[Box::new(router)]).await;
+    let report = stage.run(&stage.options(), &pipe, &[router]).await;
     println!("{}", serde_json::to_string_pretty(&report).unwrap());
     assert_eq!((report.outcome, report.owner), (Outcome::CutOver, Owner::Green));
     assert!(report.pause_ms.unwrap() < 1000.0);
@@ -297,6 +303,57 @@ async fn clients_behind_a_pooler_see_no_error_and_lose_no_write() {
     assert!(on_blue.parse::<usize>().unwrap() < told.iter().sum(), "the last writes went to green only");
     assert!(!stage.blue_takes_writes().await);
     assert_eq!(stage.recover(&[]).await, (Owner::Green, false));
+}
+
+#[tokio::test]
+async fn a_transaction_that_does_not_end_keeps_nobody_else_waiting_for_long() {
+    let stage = Stage::set().await;
+    let (pooler, router) = pooled(&stage);
+    let open = Db::connect(&pooler.url("shop")).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for client in 0..3 {
+        clients.spawn(write(pooler.url("shop"), client, Arc::clone(&stop)));
+    }
+    let pipe = stage.pipe().await;
+    let options = Options { max_pause: Duration::from_millis(1300), ..stage.options() };
+    open.exec("BEGIN; INSERT INTO public.t (who, n) VALUES ('slow', 1)").await;
+    let report = stage.run(&options, &pipe, &[router]).await;
+    assert_eq!((report.outcome, report.owner), (Outcome::Aborted, Owner::Blue), "{report:?}");
+    assert_eq!(report.reason.as_deref(), Some("the longest pause had passed in the step hold"));
+    open.exec("COMMIT").await;
+    let before: u64 = stage.blue.scalar("SELECT count(*) FROM t").await.parse().unwrap();
+    while stage.blue.scalar("SELECT count(*) FROM t").await.parse::<u64>().unwrap() < before + 20 {
+        tokio::task::yield_now().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    while let Some(client) = clients.join_next().await {
+        assert_eq!(client.unwrap().1, Vec::<String>::new());
+    }
+    stage.assert_blue_is_clean().await;
+}
+
+#[tokio::test]
+async fn a_commit_without_an_answer_is_looked_up_and_not_guessed() {
+    let stage = Stage::set().await;
+    let (diary, pipe) = (Diary::default(), stage.pipe().await);
+    // Whoever decides takes this lock: now nobody can.
+    let other = stage.pair.target.connect().await;
+    other.exec("SELECT pg_advisory_lock(hashtextextended('changeover cutover shop', 0))").await;
+    let release = async {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        // The commit, given up by the daemon and still on the server, and the look at what became of it.
+        while stage.green.scalar(waiting).await != "2" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        other.exec("SELECT pg_advisory_unlock_all()").await;
+    };
+    let (options, routers) = (stage.options(), diary.routers());
+    let (report, ()) = tokio::join!(stage.run(&options, &pipe, &routers), release);
+    let committed = stage.green.scalar("SELECT count(*) FROM changeover.journal WHERE step = 'committed'").await == "1";
+    assert_eq!(report.owner == Owner::Green, committed, "{report:?}");
+    assert_eq!(diary.asked(), ["hold", if committed { "flip" } else { "release" }]);
+    assert_eq!(stage.blue_takes_writes().await, !committed);
 }
 
 #[tokio::test]
