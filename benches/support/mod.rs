@@ -1,6 +1,6 @@
 //! What the comparisons share: servers with their default durability, whole-process timing, medians of ratios.
 
-#![allow(dead_code, reason = "each comparison uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each comparison uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a comparison that cannot go on has nothing better to do than stop")]
 
 use std::path::{Path, PathBuf};

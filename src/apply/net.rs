@@ -134,7 +134,8 @@ mod tests {
     fn each_history_of_a_row_has_one_net_effect() {
         let old: &[&str] = &["1", "-"];
         let (a, b): (&[&str], &[&str]) = (&["1", "a"], &["1", "b"]);
-        let cases: [(&[(&str, &[&str])], NetRow); 9] = [
+        type Case<'a> = (&'a [(&'a str, &'a [&'a str])], NetRow);
+        let cases: [Case<'_>; 9] = [
             (&[("insert", a), ("update", b)], NetRow::Inserted(tuple(b))),
             (&[("insert", a), ("delete", old)], NetRow::Passed),
             (&[("insert", a), ("delete", old), ("insert", b)], NetRow::Inserted(tuple(b))),

@@ -6,14 +6,16 @@ use tracing::info;
 use super::cutover::recover;
 use super::error::Error;
 use super::lead::take_lead;
+use super::options::kafka_options;
 use super::status::Phase;
-use crate::apply;
 use crate::config::Config;
 use crate::cutover::{self, Owner, Retired};
 use crate::model::quote_identifier;
 use crate::schema::{self, Migration};
 use crate::source::{self, WhenActive};
+use crate::telemetry::chain;
 use crate::wire::{self, Session};
+use crate::{apply, publish};
 
 /// What was removed, in the words of the report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -74,6 +76,18 @@ async fn both(config: &Config) -> Result<(Session, Session), Error> {
     Ok((source, target))
 }
 
+/// A later migration of this name must not find the position of this one. The topics stay: they hold the user's data. A
+/// broker that does not answer keeps nobody from cleaning up the databases.
+async fn forget_position(config: &Config, migration: &Migration, done: &mut Removed) {
+    let Some(options) = kafka_options(config, &migration.source, &[]) else { return };
+    let topic = format!("{}.changeover.position", options.topic_prefix);
+    match tokio::task::spawn_blocking(move || publish::forget(&options)).await {
+        Ok(Ok(())) => done.removed.push(format!("position in Kafka's topic {topic}")),
+        Ok(Err(error)) => done.left.push(format!("position in Kafka's topic {topic}: {}", chain(&error))),
+        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
+    }
+}
+
 /// Refused while a daemon runs: it would make again what we remove.
 async fn lead_stored(config: &Config, target: &Session) -> Result<Option<Migration>, Error> {
     take_lead(target, &config.migration).await?;
@@ -110,6 +124,9 @@ async fn remove(
     cutover::remove_journal(source, &config.migration).await?;
     done.removed.push("fence and journal on the source".to_owned());
     apply::drop_origin(target, &config.migration).await?;
+    if let Some(migration) = migration {
+        forget_position(config, migration, &mut done).await;
+    }
     schema::drop_state(target, &config.migration).await?;
     done.removed.push("replication origin and state on the target".to_owned());
     let dir = &config.limits.spool_dir;

@@ -1,7 +1,6 @@
 //! The daemon of one migration: starts every part, carries the migration through its phases, answers requests.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -15,20 +14,21 @@ use super::flow::Flow;
 use super::handle::{Handle, Request};
 use super::lead::keep_leading;
 use super::migrate::Migrate;
-use super::prepare::{Prepared, prepare};
+use super::options::{Shares, apply_options, kafka_options};
+use super::prepare::prepare;
 use super::receive::Receive;
 use super::requests::{Requests, verified_tables};
 use super::sinks::{Feed, KafkaSink, TargetSink};
 use super::supervise::Supervisor;
 use super::touched::Listeners;
 use super::watchers;
-use crate::config::{Config, Kafka, KafkaFormat};
+use crate::config::Config;
 use crate::decode::{self, Decoder};
-use crate::model::{Secret, SinkName};
+use crate::link;
+use crate::model::SinkName;
 use crate::source::SessionState;
 use crate::spool::{self, Spool};
 use crate::verify::{DirtyKeys, Table};
-use crate::{apply, link, publish};
 
 /// Requests waiting for an answer: operators, not clients.
 const REQUEST_LINK_BYTES: usize = 64 << 10;
@@ -36,9 +36,6 @@ const REQUEST_LINK_COUNT: usize = 16;
 
 /// Rows decoded into one batch, at most.
 const BATCH_BYTES: usize = 256 << 10;
-
-/// Source transactions in one Kafka transaction, at most: a reader sees them when it commits.
-const KAFKA_TRANSACTIONS_MAX: u64 = 10_000;
 
 /// A daemon that has not started.
 pub struct Daemon {
@@ -101,10 +98,11 @@ impl Daemon {
         };
         tasks.spawn(receive.run(decoder));
         let feed = Feed { flow: Arc::clone(&flow), supervisor: supervisor.clone(), link_bytes: shares.link_bytes };
-        if let Some(kafka) = &self.config.kafka {
+        let tables: Vec<_> = prepared.catalog.row_tables().collect();
+        if let Some(options) = kafka_options(&self.config, &prepared.identity, &tables) {
             let sink = KafkaSink {
                 feed: feed.clone(),
-                options: kafka_options(&self.config, kafka, &prepared, &shares),
+                options,
                 settled: self.board.settled(SinkName::Kafka),
                 stream_start: prepared.stream_start,
             };
@@ -148,72 +146,5 @@ impl Daemon {
             }
         }
         Ok(())
-    }
-}
-
-/// How the memory budget is divided. What the parts hold beside these (statements, buffers of fixed size) is small.
-struct Shares {
-    spool_bytes: usize,
-    stash_bytes: usize,
-    link_bytes: usize,
-    group_bytes: usize,
-    dirty_bytes: usize,
-    kafka_bytes: usize,
-}
-
-impl Shares {
-    fn of(memory_bytes: usize) -> Self {
-        Self {
-            spool_bytes: memory_bytes / 4,
-            stash_bytes: memory_bytes / 8,
-            link_bytes: memory_bytes / 32,
-            group_bytes: memory_bytes / 32,
-            dirty_bytes: memory_bytes / 8,
-            kafka_bytes: memory_bytes / 8,
-        }
-    }
-}
-
-fn apply_options(config: &Config, prepared: &Prepared, shares: &Shares) -> apply::Options {
-    apply::Options {
-        endpoint: config.target.endpoint.clone(),
-        migration: config.migration.clone(),
-        epoch: prepared.epoch,
-        start: Some(prepared.target_position),
-        filter: config.tables.clone(),
-        renames: Default::default(),
-        handovers: Vec::new(),
-        group_bytes: config.apply.group_bytes.min(shares.group_bytes),
-        group_delay: config.apply.group_delay,
-        held_bytes: shares.link_bytes,
-    }
-}
-
-fn kafka_options(config: &Config, kafka: &Kafka, prepared: &Prepared, shares: &Shares) -> publish::Options {
-    let tables = || prepared.catalog.row_tables();
-    let key = |table: &crate::schema::Table| table.primary_key.clone().map(|key| (table.name.clone(), key));
-    publish::Options {
-        migration: config.migration.clone(),
-        identity: prepared.identity.clone(),
-        database: config.source.endpoint.dbname().to_owned(),
-        bootstrap_servers: kafka.bootstrap_servers.clone(),
-        topic_prefix: kafka.topic_prefix.clone(),
-        format: match kafka.format {
-            KafkaFormat::Json => publish::Format::Json,
-        },
-        tables: tables().map(|table| table.name.clone()).collect(),
-        keys: tables().filter_map(key).collect(),
-        partition_count: kafka.partitions,
-        replication_factor: kafka.replication_factor,
-        window: publish::WindowLimits {
-            transactions_max: KAFKA_TRANSACTIONS_MAX,
-            bytes_max: shares.kafka_bytes / 4,
-            age_max: Duration::from_millis(kafka.transaction_ms),
-            transaction_bytes_max: shares.kafka_bytes,
-        },
-        buffer_bytes_max: shares.kafka_bytes,
-        logical_messages: false,
-        owner_after_fence: "green".to_owned(),
-        properties: kafka.properties.iter().map(|(name, value)| (name.clone(), Secret::new(value))).collect(),
     }
 }

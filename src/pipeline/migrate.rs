@@ -34,7 +34,7 @@ impl Migrate {
         if self.bring_rows(&prepared).await.is_none() || self.settle_ownership(&prepared).await.is_none() {
             return;
         }
-        let loading = || async { Ok(self.handovers().await?) };
+        let loading = || self.handovers();
         let Some(handovers) = self.supervisor.keep("hand-over", loading).await else { return };
         let newest = handovers.iter().map(|handover| handover.until).max().unwrap_or(prepared.consistent_point);
         let mut target = target;

@@ -14,6 +14,7 @@
 mod status;
 mod handle;
 mod daemon;
+mod options;
 mod prepare;
 mod lead;
 mod machine;

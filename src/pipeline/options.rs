@@ -1,0 +1,82 @@
+//! What the configuration and the budget mean for each room.
+
+use std::time::Duration;
+
+use super::prepare::Prepared;
+use crate::config::{Config, KafkaFormat};
+use crate::model::{Secret, SourceIdentity};
+use crate::schema::Table;
+use crate::{apply, publish};
+
+/// Source transactions in one Kafka transaction, at most: a reader sees them when it commits.
+const KAFKA_TRANSACTIONS_MAX: u64 = 10_000;
+
+/// How the memory budget is divided. What the parts hold beside these (statements, buffers of fixed size) is small.
+pub(super) struct Shares {
+    pub(super) spool_bytes: usize,
+    pub(super) stash_bytes: usize,
+    pub(super) link_bytes: usize,
+    pub(super) group_bytes: usize,
+    pub(super) dirty_bytes: usize,
+    pub(super) kafka_bytes: usize,
+}
+
+impl Shares {
+    pub(super) fn of(memory_bytes: usize) -> Self {
+        Self {
+            spool_bytes: memory_bytes / 4,
+            stash_bytes: memory_bytes / 8,
+            link_bytes: memory_bytes / 32,
+            group_bytes: memory_bytes / 32,
+            dirty_bytes: memory_bytes / 8,
+            kafka_bytes: memory_bytes / 8,
+        }
+    }
+}
+
+/// How the target is applied to.
+pub(super) fn apply_options(config: &Config, prepared: &Prepared, shares: &Shares) -> apply::Options {
+    apply::Options {
+        endpoint: config.target.endpoint.clone(),
+        migration: config.migration.clone(),
+        epoch: prepared.epoch,
+        start: Some(prepared.target_position),
+        filter: config.tables.clone(),
+        renames: Default::default(),
+        handovers: Vec::new(),
+        group_bytes: config.apply.group_bytes.min(shares.group_bytes),
+        group_delay: config.apply.group_delay,
+        held_bytes: shares.link_bytes,
+    }
+}
+
+/// How Kafka is published to; `None` when it is not. `tables` may be empty where only the position matters.
+pub(super) fn kafka_options(config: &Config, identity: &SourceIdentity, tables: &[&Table]) -> Option<publish::Options> {
+    let kafka = config.kafka.as_ref()?;
+    let shares = Shares::of(config.limits.memory_bytes);
+    let key = |table: &&Table| table.primary_key.clone().map(|key| (table.name.clone(), key));
+    Some(publish::Options {
+        migration: config.migration.clone(),
+        identity: identity.clone(),
+        database: config.source.endpoint.dbname().to_owned(),
+        bootstrap_servers: kafka.bootstrap_servers.clone(),
+        topic_prefix: kafka.topic_prefix.clone(),
+        format: match kafka.format {
+            KafkaFormat::Json => publish::Format::Json,
+        },
+        tables: tables.iter().map(|table| table.name.clone()).collect(),
+        keys: tables.iter().filter_map(key).collect(),
+        partition_count: kafka.partitions,
+        replication_factor: kafka.replication_factor,
+        window: publish::WindowLimits {
+            transactions_max: KAFKA_TRANSACTIONS_MAX,
+            bytes_max: shares.kafka_bytes / 4,
+            age_max: Duration::from_millis(kafka.transaction_ms),
+            transaction_bytes_max: shares.kafka_bytes,
+        },
+        buffer_bytes_max: shares.kafka_bytes,
+        logical_messages: false,
+        owner_after_fence: "green".to_owned(),
+        properties: kafka.properties.iter().map(|(name, value)| (name.clone(), Secret::new(value))).collect(),
+    })
+}
