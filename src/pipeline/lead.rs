@@ -24,10 +24,13 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Takes the lock for as long as `session` lives. Refused when another daemon still has it after a few seconds.
 pub(super) async fn take_lead(session: &Session, migration: &MigrationName) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
+    let mut told = false;
     loop {
         match schema::lead(session, migration).await {
             Err(schema::Error::Led { holder, .. }) if Instant::now() < deadline => {
-                info!(holder, "waiting for the daemon that leads to go");
+                if !std::mem::replace(&mut told, true) {
+                    info!(holder, "waiting for the daemon that leads to go");
+                }
                 tokio::time::sleep(AGAIN_AFTER).await;
             }
             Err(schema::Error::Led { migration, holder }) => {

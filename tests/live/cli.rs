@@ -125,7 +125,7 @@ async fn a_running_daemon_is_asked_and_told_through_the_same_program() {
     second.args(["run", "--config"]).arg(daemon.config_path()).env("CHANGEOVER_CONTROL_LISTEN", "127.0.0.1:0");
     let (code, _, complaint) = outcome(&second.stdin(Stdio::null()).output().unwrap());
     assert_eq!(code, 1, "{complaint}");
-    assert!(complaint.contains("hint: stop the other daemon"), "{complaint}");
+    assert!(complaint.contains("is led by") && complaint.contains("hint: stop that daemon first"), "{complaint}");
 
     assert_eq!(daemon.json(&["pause"])["paused"], true);
     assert_eq!(daemon.status().unwrap()["paused"], true);

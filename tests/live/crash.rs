@@ -38,7 +38,9 @@ async fn client(url: String, number: u64, seed: u64, stop: Arc<AtomicBool>) {
         next += 1;
         // Each client changes rows of its own, so that no two wait for each other for long.
         let mine = rng.u64(0..ROWS / CLIENTS) * CLIENTS + number;
-        let (from, to) = (rng.u32(1..=20), rng.u32(1..=20));
+        // In one order, or two transfers that cross each other would deadlock.
+        let (first, second) = (rng.u32(1..=10), rng.u32(11..=20));
+        let amount = if rng.bool() { 1 } else { -1 };
         let end = if rng.u8(..) < 16 { "ROLLBACK" } else { "COMMIT" };
         db.exec(&format!(
             "BEGIN;
@@ -48,8 +50,8 @@ async fn client(url: String, number: u64, seed: u64, stop: Arc<AtomicBool>) {
              DELETE FROM item WHERE id = {next} - 10 AND {next} % 3 = 0;
              INSERT INTO note VALUES ({number}, {seq}, 'said');
              DELETE FROM note WHERE client = {number} AND seq = {seq} - 50;
-             UPDATE account SET balance = balance - 1 WHERE id = {from};
-             UPDATE account SET balance = balance + 1 WHERE id = {to};
+             UPDATE account SET balance = balance - {amount} WHERE id = {first};
+             UPDATE account SET balance = balance + {amount} WHERE id = {second};
              {end}"
         ))
         .await;
