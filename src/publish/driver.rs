@@ -39,19 +39,25 @@ pub fn resume_point(options: &Options) -> Result<Option<Position>, Error> {
     Ok(stored.and_then(|stored| stored.mark).map(|mark| mark.position))
 }
 
+/// How often [`forget`] tries.
+const FORGET_ATTEMPTS: u32 = 3;
+
 /// Removes the migration's position, for `abort` and `complete`: a later migration of the same name begins anew. The
 /// topics stay, they hold the user's data.
 pub fn forget(options: &Options) -> Result<(), Error> {
     let runtime = runtime()?;
     let topics = Topics::new(options)?;
     Admin::new(options, &runtime)?.create_position(topics.position())?;
-    let broker = Broker::connect(options, &patient).map_err(|setback| setback.error)?;
-    let removed = broker.begin().and_then(|()| {
+    let remove = || {
+        let broker = Broker::connect(options, &patient)?;
+        broker.begin()?;
         broker.send(&position_record(topics.position(), &options.migration, None), &patient)?;
         broker.flush(&patient)?;
         broker.commit()
-    });
-    removed.map_err(|setback| setback.error)
+    };
+    // Told twice is the same as told once, so an unknown outcome is simply tried again: a commit that the library repeats
+    // by itself may be answered as one of an older producer.
+    (1..FORGET_ATTEMPTS).find_map(|_| remove().ok()).map_or_else(remove, Ok).map_err(|setback| setback.error)
 }
 
 /// Publishes until the input ends or `stop`, then finishes the open Kafka transaction and returns. Blocks: for a thread
