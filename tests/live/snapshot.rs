@@ -9,6 +9,7 @@ use changeover::model::{TableHandover, TableName, Xid};
 use changeover::schema::{self, Catalog, CopyOptions};
 use changeover::snapshot::{self, CopyState, Progress};
 use changeover::wire;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::schema::{NASTY, chinook, everything, migration, only, prepared, prepared_on};
@@ -270,6 +271,32 @@ async fn a_table_is_gone_on_with_where_its_copy_was_interrupted_whatever_has_cha
     let rows = source.scalar("SELECT count(*) FROM t").await;
     assert_eq!(target.scalar("SELECT sum(row_count) FROM changeover.unit").await, rows);
     assert_eq!(progress.read().tables[&TableName::new("public", "t")].rows_copied.to_string(), rows);
+}
+
+#[tokio::test]
+async fn no_snapshot_is_held_for_much_longer_than_allowed() {
+    let (pair, options) = prepared(INTERRUPTED).await;
+    let (source, target) = (pair.source.connect().await, pair.target.connect().await);
+    let catalog = catalog_of(&options).await;
+    schema::copy_pre_data(&options, &catalog).await.unwrap();
+    target.exec(&SLOW.replace("0.01", "0.001")).await;
+    let options = snapshot::Options { snapshot_age_max: Some(Duration::from_millis(200)), ..copying(&options) };
+    let began = Instant::now();
+    let running = snapshot::run(options, &catalog, Arc::default(), CancellationToken::new());
+    tokio::pin!(running);
+    let oldest = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0) FROM pg_stat_activity
+                  WHERE application_name LIKE 'changeover%' AND backend_xmin IS NOT NULL";
+    let mut held = 0.0_f64;
+    loop {
+        tokio::select! {
+            outcome = &mut running => break drop(outcome.unwrap()),
+            age = source.scalar(oldest) => held = held.max(age.parse().unwrap()),
+        }
+    }
+    let whole = began.elapsed().as_secs_f64();
+    assert!(whole > 1.0, "the copy was over in {whole} s, which shows nothing");
+    assert!(held > 0.0 && held < whole / 2.0, "a snapshot was held for {held} s of {whole} s");
+    assert_eq!(source.rows("t").await, target.rows("t").await);
 }
 
 #[tokio::test]
