@@ -9,7 +9,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::checked::{
     Adoptable, Apply, Config, Control, Cutover, Kafka, KafkaFormat, Limits, Log, Snapshot, SnapshotMode, Source,
-    Target, Verify,
+    Spool, Target, Verify,
 };
 use super::findings::Findings;
 use super::raw::{Raw, RawApply, RawControl, RawKafka, RawLimits, RawLog, RawSnapshot, RawTables, RawVerify};
@@ -79,6 +79,7 @@ pub(super) fn check(raw: Raw, findings: &mut Findings<'_>) -> Option<Config> {
         kafka,
         verify,
         limits,
+        spool: Spool { release_source_wal: raw.spool.release_source_wal.unwrap_or(false) },
         apply,
         cutover,
         control,
