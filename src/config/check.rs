@@ -8,8 +8,8 @@ use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::checked::{
-    Adoptable, Apply, Config, Control, Cutover, Kafka, KafkaFormat, Limits, Log, Snapshot, SnapshotMode, Source,
-    Spool, Target, Verify,
+    Adoptable, Apply, Config, Control, Cutover, Kafka, KafkaFormat, Limits, Log, Snapshot, SnapshotMode, Source, Spool,
+    Target, Verify,
 };
 use super::findings::Findings;
 use super::raw::{Raw, RawApply, RawControl, RawKafka, RawLimits, RawLog, RawSnapshot, RawTables, RawVerify};

@@ -255,7 +255,7 @@ impl Board {
             disk_capacity_bytes: usage.disk_capacity_bytes,
             full: usage.full(),
             releases_source_wal: stream.spool.is_durable(),
-            released_bytes: if stream.spool.is_durable() { stream.flow.released_bytes() } else { 0 },
+            released_bytes: stream.flow.released_bytes(),
         }
     }
 

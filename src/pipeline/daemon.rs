@@ -82,11 +82,7 @@ impl Daemon {
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_leading(Arc::clone(&self.config), prepared.epoch, leading, stop.clone()));
         let decoder = Decoder::new(
-            decode::Options {
-                batch_bytes: BATCH_BYTES,
-                resume_after: resumed.stream,
-                next_seq: resumed.next_seq,
-            },
+            decode::Options { batch_bytes: BATCH_BYTES, resume_after: resumed.stream, next_seq: resumed.next_seq },
             Box::new(spool.stash(shares.stash_bytes)),
         );
         let receive = Receive {
@@ -99,8 +95,7 @@ impl Daemon {
         };
         tasks.spawn(receive.run(decoder));
         if resumed.durable.is_some() {
-            let durable =
-                Durable { flow: Arc::clone(&flow), spool: spool.clone(), supervisor: supervisor.clone() };
+            let durable = Durable { flow: Arc::clone(&flow), spool: spool.clone(), supervisor: supervisor.clone() };
             tasks.spawn(durable.run());
         }
         let feed = Feed { flow: Arc::clone(&flow), supervisor: supervisor.clone(), link_bytes: shares.link_bytes };

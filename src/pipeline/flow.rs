@@ -70,8 +70,7 @@ impl Flow {
 
     /// Log that the source need not keep because the spool holds it.
     pub(super) fn released_bytes(&self) -> u64 {
-        let tracker = self.lock();
-        tracker.confirmed().bytes_since(tracker.settled_by_all())
+        self.lock().released_bytes()
     }
 
     pub(super) fn settled(&self, sink: SinkName, through: Lsn) {

@@ -44,8 +44,10 @@ pub(super) async fn spool_dir(config: &Config) -> Finding {
     {
         return Finding::warn(
             check,
-            format!("{shown} is on {kind}, which goes with the power or the container, and \
-                 spool.release_source_wal lets blue forget what is in it"),
+            format!(
+                "{shown} is on {kind}, which goes with the power or the container, and \
+                 spool.release_source_wal lets blue forget what is in it"
+            ),
             "name a directory on a disk in limits.spool_dir, or leave spool.release_source_wal out".to_owned(),
         );
     }

@@ -58,12 +58,14 @@ impl Tracker {
     /// What the slot may be told: what is durable in the spool, or else the smallest durable position of a sink. Never
     /// more than the spool holds, so that a start always finds there what the source has forgotten.
     pub fn confirmed(&self) -> Lsn {
-        self.kept.unwrap_or_else(|| self.settled_by_all())
+        let settled = self.sinks.values().map(|sink| sink.settled).min().expect("there is at least one sink");
+        self.kept.unwrap_or(settled)
     }
 
-    /// What every sink holds itself.
-    pub fn settled_by_all(&self) -> Lsn {
-        self.sinks.values().map(|sink| sink.settled).min().expect("there is at least one sink")
+    /// Log that was confirmed because the spool holds it, and not the sinks.
+    pub fn released_bytes(&self) -> u64 {
+        let reached = self.sinks.values().map(|sink| self.reach(sink)).min().expect("there is at least one sink");
+        self.kept.map_or(0, |kept| kept.bytes_since(reached))
     }
 
     /// The spool is durable through here. Returns the new confirmed position when it moved.
@@ -223,7 +225,8 @@ mod tests {
 
     #[test]
     fn what_a_spool_kept_over_a_restart_counts_as_missing_and_as_old_as_it_is() {
-        let mut tracker = two_sinks().with_spool(lsn(900), Some(lsn(800)), &[(lsn(500), 1_000_000), (lsn(800), 3_000_000)]);
+        let mut tracker =
+            two_sinks().with_spool(lsn(900), Some(lsn(800)), &[(lsn(500), 1_000_000), (lsn(800), 3_000_000)]);
         tracker.decoded(&batch(&[], 1000));
         assert!(!tracker.drained(lsn(200)) && !tracker.reached(SinkName::Target, lsn(900)));
         assert_eq!(tracker.lag(SinkName::Target, 5_000_000, None).unwrap(), SinkLag { bytes: 900, seconds: 4.0 });
@@ -231,7 +234,9 @@ mod tests {
         assert_eq!(tracker.lag(SinkName::Target, 5_000_000, None).unwrap().seconds, 2.0);
         tracker.settled(SinkName::Target, lsn(800));
         assert!(tracker.reached(SinkName::Target, lsn(1000)));
-        assert_eq!(tracker.lag(SinkName::Kafka, 5_000_000, None).unwrap().seconds, 4.0);
+        assert_eq!(tracker.released_bytes(), 800);
+        tracker.settled(SinkName::Kafka, lsn(800));
+        assert_eq!(tracker.released_bytes(), 0);
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Spool {
     }
 
     /// The cursor of `sink`. Panics when it was taken before or `sink` is not in [`Options::sinks`]. Dropping it lets go
-    /// of everything that was kept for this sink.
+    /// of everything that a cache kept for this sink; what is durable is kept for the next start.
     pub fn cursor(&self, sink: SinkName) -> Cursor {
         Cursor::new(Arc::clone(&self.shared), sink)
     }
@@ -168,6 +168,10 @@ impl Spool {
     /// Nothing more is appended: cursors read what is there, then yield `None`.
     pub fn close(&self) {
         self.shared.end(End::Closed);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        !self.shared.lock().is_open()
     }
 
     /// Ends everything at once: cursors yield `None`, a blocked `append` returns [`Error::Ended`].

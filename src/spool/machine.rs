@@ -467,9 +467,9 @@ impl Log {
         true
     }
 
-    /// The reader's cursor is gone.
+    /// The reader's cursor is gone. A durable log keeps what the sink lacks for the next start.
     pub(super) fn detach(&mut self, slot: usize) {
-        self.readers[slot].attached = false;
+        self.readers[slot].attached = self.durable.is_some();
         self.collect_memory();
     }
 

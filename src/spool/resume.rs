@@ -168,7 +168,8 @@ impl Standing {
     ) -> Result<(Spool, Resumed), Error> {
         directory.clear()?;
         // A spool that is gone cannot tell what Kafka was owed: then it is everything.
-        let joined = |sink: &SinkName| before.and_then(|it| it.joined.get(sink).copied()).unwrap_or(self.consistent_point);
+        let joined =
+            |sink: &SinkName| before.and_then(|it| it.joined.get(sink).copied()).unwrap_or(self.consistent_point);
         let begin = Mark { seq: 0, through: self.slot };
         let state = State {
             migration: self.migration.to_string(),
@@ -198,7 +199,9 @@ impl Standing {
             let path = directory.path().to_owned();
             return Err(match state {
                 Some(_) => Error::StillNeeded { path, sink, held, slot: self.slot },
-                None => Error::Lost { sink, held, slot: self.slot, why: why_unusable(&directory, None, damage.as_ref()) },
+                None => {
+                    Error::Lost { sink, held, slot: self.slot, why: why_unusable(&directory, None, damage.as_ref()) }
+                }
             });
         }
         let owed_before = |sink: &SinkName| match (state, &damage) {
@@ -265,8 +268,11 @@ fn why_unusable(directory: &Directory, found: Option<&Found>, damage: Option<&Er
         (_, Some(damage)) => format!("the spool's state cannot be read ({})", telemetry::chain(damage)),
         (None, None) => format!("there is no durable spool in {dir}"),
         (Some(found), None) => {
-            let reach = format!("the spool in {dir} reaches from {} to {}", found.begin.through, found.contents.end.through);
-            let at = |it: &Stopped| format!(", where {} at byte {} is no further batch: {}", it.path.display(), it.offset, it.what);
+            let reach =
+                format!("the spool in {dir} reaches from {} to {}", found.begin.through, found.contents.end.through);
+            let at = |it: &Stopped| {
+                format!(", where {} at byte {} is no further batch: {}", it.path.display(), it.offset, it.what)
+            };
             reach + &found.stopped.as_ref().map(at).unwrap_or_default()
         }
     }
@@ -289,13 +295,19 @@ mod tests {
                 for (begin, end) in places.clone().flat_map(|a| (a..=6).map(move |b| (a, b))) {
                     for reach in [None, Some((lsn(begin), lsn(end)))] {
                         let floors = [(SinkName::Target, lsn(target)), (SinkName::Kafka, lsn(kafka))];
-                        let missing = |from: u64, held: u64| (held + 1..=slot).any(|place| place <= from || place > end);
-                        let spool_serves = reach.is_some() && !missing(begin, target.min(kafka)) && begin <= target.min(kafka) && slot <= end;
+                        let missing =
+                            |from: u64, held: u64| (held + 1..=slot).any(|place| place <= from || place > end);
+                        let spool_serves = reach.is_some()
+                            && !missing(begin, target.min(kafka))
+                            && begin <= target.min(kafka)
+                            && slot <= end;
                         let source_serves = slot <= target.min(kafka);
                         let expected = match (spool_serves, source_serves) {
                             (true, _) => Verdict::GoOn,
                             (false, true) => Verdict::Anew,
-                            (false, false) if target <= kafka => Verdict::Refuse { sink: SinkName::Target, held: lsn(target) },
+                            (false, false) if target <= kafka => {
+                                Verdict::Refuse { sink: SinkName::Target, held: lsn(target) }
+                            }
                             (false, false) => Verdict::Refuse { sink: SinkName::Kafka, held: lsn(kafka) },
                         };
                         assert_eq!(judge(reach, lsn(slot), &floors), expected, "{reach:?} {slot} {floors:?}");

@@ -215,7 +215,14 @@ mod tests {
         let mut bytes = run.bytes.clone();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let plan = ReadPlan { path: path.clone(), segment: 1, seq: 1, offset: second, length: bytes.len() as u64, only_copy: true };
+        let plan = ReadPlan {
+            path: path.clone(),
+            segment: 1,
+            seq: 1,
+            offset: second,
+            length: bytes.len() as u64,
+            only_copy: true,
+        };
         assert!(matches!(read(&plan), Err(Error::Corrupt { offset, .. }) if offset == second));
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         assert!(matches!(read(&plan), Err(Error::Read { .. })));

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::model::{
-    Batch, Change, ChangeKind, Column, Datum, Lsn, Part, Relation, ReplicaIdentity, SinkName, SourceIdentity, TableName,
-    Transaction, TupleBuilder, Xid,
+    Batch, Change, ChangeKind, Column, Datum, Lsn, Part, Relation, ReplicaIdentity, SinkName, SourceIdentity,
+    TableName, Transaction, TupleBuilder, Xid,
 };
 
 use super::state::{Mark, State};

@@ -158,7 +158,10 @@ impl World {
         let usage = self.log.usage();
         assert!(usage.memory_bytes <= LIMITS.memory_bytes.max(SIZE), "{usage:?} {path:?}");
         assert!(usage.disk_bytes <= LIMITS.disk_bytes, "{usage:?} {path:?}");
-        assert!(self.files.iter().map(|(first, end)| (end - first) * SIZE).sum::<u64>() <= usage.disk_bytes, "{path:?}");
+        assert!(
+            self.files.iter().map(|(first, end)| (end - first) * SIZE).sum::<u64>() <= usage.disk_bytes,
+            "{path:?}"
+        );
         // What is not released can be read again.
         let mut log = self.log.clone();
         assert!(log.rewind(0), "{path:?}");
