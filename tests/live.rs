@@ -35,6 +35,8 @@ mod publish;
 
 #[path = "live/migrate.rs"]
 mod migrate;
+#[path = "live/spool.rs"]
+mod spool;
 #[path = "live/crash.rs"]
 mod crash;
 #[path = "live/verify.rs"]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::checked::{
-    Adoptable, Apply, Config, Control, Cutover, Kafka, KafkaFormat, Limits, Log, Snapshot, SnapshotMode, Source,
+    Adoptable, Apply, Config, Control, Cutover, Kafka, KafkaFormat, Limits, Log, Snapshot, SnapshotMode, Source, Spool,
     Target, Verify,
 };
 use super::findings::Findings;
@@ -79,6 +79,7 @@ pub(super) fn check(raw: Raw, findings: &mut Findings<'_>) -> Option<Config> {
         kafka,
         verify,
         limits,
+        spool: Spool { release_source_wal: raw.spool.release_source_wal.unwrap_or(false) },
         apply,
         cutover,
         control,

@@ -66,9 +66,6 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
     let position = apply::adopt_position(&state, &config.migration, epoch, Some(consistent_point)).await?;
     let target_position = position.unwrap_or(consistent_point);
     let stream_start = slot_position(config, &source).await?.unwrap_or(consistent_point);
-    if stream_start > target_position {
-        return Err(Error::Behind { position: target_position });
-    }
     info!(migration = %config.migration, phase = phase.as_str(), %target_position, %stream_start, epoch, "prepared");
     let row_estimates = if phase.copies() { BTreeMap::new() } else { row_estimates(&state).await? };
     let prepared = Prepared {
