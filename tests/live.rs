@@ -19,6 +19,10 @@ mod source;
 
 #[path = "live/schema.rs"]
 mod schema;
+#[path = "live/schema_fingerprint.rs"]
+mod schema_fingerprint;
+#[path = "live/schema_everything.rs"]
+mod schema_everything;
 #[path = "live/snapshot.rs"]
 mod snapshot;
 #[path = "live/decode.rs"]

@@ -255,8 +255,9 @@ impl Table {
         })
     }
 
-    /// Whether UPDATE and DELETE of this table can be published.
+    /// Whether UPDATE and DELETE of this table can be published. A table without columns has no column to tell its rows
+    /// by, and none to tell them apart.
     pub fn has_identity(&self) -> bool {
-        !self.identity_columns.is_empty()
+        self.replica_identity == ReplicaIdentity::Full || !self.identity_columns.is_empty()
     }
 }

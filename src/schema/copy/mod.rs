@@ -8,6 +8,7 @@ mod selection;
 mod roles;
 mod role_sql;
 mod settings;
+mod database;
 mod pre_data;
 mod indexes;
 mod post_data;

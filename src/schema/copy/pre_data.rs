@@ -4,7 +4,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::worker::{Step, Worker};
-use super::{CopyOptions, roles, selection, settings};
+use super::{CopyOptions, database, roles, selection, settings};
 use crate::schema::dump::{Dump, Entry, Section};
 use crate::schema::{Catalog, Error};
 use crate::wire::{self, Session};
@@ -24,6 +24,7 @@ pub async fn copy_pre_data(options: &CopyOptions, catalog: &Catalog) -> Result<(
     warn_about_subscriptions(&source).await?;
     roles::copy_missing(&source, &target.session).await?;
     settings::copy_missing(&source, &target.session).await?;
+    database::copy_properties(&source, &target.session).await?;
     let dump = read_section(options, catalog, Section::PreData, &source, &target.session).await?;
     let entry_count = dump.entries.len();
     let worker = Worker::open(options, &dump.preamble, &stop).await?;

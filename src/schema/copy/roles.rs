@@ -82,7 +82,9 @@ async fn read_roles(source: &Session) -> Result<BTreeMap<String, Role>, Error> {
             SELECT d.refobjid FROM pg_catalog.pg_shdepend d, this
             WHERE d.refclassid = 'pg_catalog.pg_authid'::regclass
               AND (d.dbid = this.oid
-                   OR (d.dbid = 0 AND d.classid = 'pg_catalog.pg_database'::regclass AND d.objid = this.oid))
+                   OR (d.dbid = 0 AND d.classid = 'pg_catalog.pg_database'::regclass AND d.objid = this.oid)
+                   -- From 15 on: who may set which parameter.
+                   OR (d.dbid = 0 AND d.classid = pg_catalog.to_regclass('pg_catalog.pg_parameter_acl')))
             UNION SELECT relowner FROM pg_catalog.pg_class WHERE oid >= 16384
             UNION SELECT proowner FROM pg_catalog.pg_proc WHERE oid >= 16384
             UNION SELECT typowner FROM pg_catalog.pg_type WHERE oid >= 16384
