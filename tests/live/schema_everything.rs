@@ -88,6 +88,7 @@ line break " SET "in	it" = 'x';
     INSERT INTO app.keyless VALUES (1, 'twice');
     DELETE FROM app.keyless WHERE a IS NULL;
     INSERT INTO app.no_columns DEFAULT VALUES;
+    DELETE FROM app.no_columns WHERE ctid = '(0,1)';
     UPDATE app.booking SET cancelled = true WHERE id = 2;
     INSERT INTO app.files (id, content, j) VALUES (2, 4243, '[]');
 "###;
@@ -151,7 +152,10 @@ async fn people_come_in_and_see_what_is_theirs(pair: &Pair) {
     login.exec("INSERT INTO app.secret VALUES (10, 'app_login', 'x')").await;
     assert_refused(&login, "DELETE FROM app.customer", "42501").await;
     assert_eq!(login.scalar("SELECT app.who()").await, "app_owner");
-    assert_eq!(login.scalar("SELECT current_setting('work_mem') || current_setting('app.of_database')").await, "5MBit's \"quoted\" \\");
+    assert_eq!(
+        login.scalar("SELECT current_setting('work_mem') || current_setting('app.of_database')").await,
+        "5MBit's \"quoted\" \\"
+    );
     assert_eq!(login.scalar("SELECT current_setting('app.custom')").await, "x=1, \"y\"");
     let other = log_in(pair, "app_other", "other").await.expect("the other's password");
     assert_eq!(other.query_text("SELECT id FROM app.secret").await, ["2"]);
@@ -259,7 +263,8 @@ async fn code_returns(green: &Db) {
     green.exec("SET enable_seqscan = off").await;
     let plan = green.query_text("EXPLAIN SELECT 1 FROM app.customer WHERE tags OPERATOR(ext.?) 'k'").await.join("\n");
     assert!(plan.contains("customer_tags"), "{plan}");
-    let plan = green.query_text("EXPLAIN SELECT 1 FROM app.customer WHERE odd OPERATOR(app.=) 7::app.odd").await.join("\n");
+    let plan =
+        green.query_text("EXPLAIN SELECT 1 FROM app.customer WHERE odd OPERATOR(app.=) 7::app.odd").await.join("\n");
     assert!(plan.contains("customer_odd"), "{plan}");
     green.exec("RESET enable_seqscan").await;
 }

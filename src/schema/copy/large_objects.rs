@@ -59,12 +59,8 @@ async fn grants(source: &Session, oid: u32) -> Result<Vec<Grant>, tokio_postgres
                       a.is_grantable, pg_catalog.pg_get_userbyid(a.grantor)::text
                FROM pg_catalog.pg_largeobject_metadata l, pg_catalog.aclexplode(l.lomacl) a
                WHERE l.oid = $1 ORDER BY a.grantor <> l.lomowner, a.is_grantable DESC";
-    let grant = |row: &Row| Grant {
-        grantee: row.get(0),
-        privilege: row.get(1),
-        grantable: row.get(2),
-        grantor: row.get(3),
-    };
+    let grant =
+        |row: &Row| Grant { grantee: row.get(0), privilege: row.get(1), grantable: row.get(2), grantor: row.get(3) };
     Ok(source.query(sql, &[&oid]).await?.iter().map(grant).collect())
 }
 

@@ -3,8 +3,9 @@
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::lacks::target_lacks;
 use super::worker::{Step, Worker};
-use super::{CopyOptions, database, roles, selection, settings};
+use super::{CopyOptions, database, extension_rows, roles, selection, settings};
 use crate::schema::dump::{Dump, Entry, Section};
 use crate::schema::{Catalog, Error};
 use crate::wire::{self, Session};
@@ -17,9 +18,18 @@ pub async fn copy_pre_data(options: &CopyOptions, catalog: &Catalog) -> Result<(
     // Recorded by its name alone: the statements are read from the source only when they are needed.
     let stop = CancellationToken::new();
     let target = Worker::open(options, &[], &stop).await?;
-    if is_done(&target.session, options).await? {
-        return Ok(());
+    if !is_done(&target.session, options).await? {
+        make(options, catalog, &target, &stop).await?;
     }
+    extension_rows::copy(options, &target.session).await
+}
+
+async fn make(
+    options: &CopyOptions,
+    catalog: &Catalog,
+    target: &Worker,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
     let source = wire::connect(&options.source, "schema").await.map_err(Error::Connect)?;
     warn_about_subscriptions(&source).await?;
     roles::copy_missing(&source, &target.session).await?;
@@ -27,7 +37,7 @@ pub async fn copy_pre_data(options: &CopyOptions, catalog: &Catalog) -> Result<(
     database::copy_properties(&source, &target.session).await?;
     let dump = read_section(options, catalog, Section::PreData, &source, &target.session).await?;
     let entry_count = dump.entries.len();
-    let worker = Worker::open(options, &dump.preamble, &stop).await?;
+    let worker = Worker::open(options, &dump.preamble, stop).await?;
     match run_as_one(&worker.session, options, &dump.entries).await {
         // The COMMIT of a daemon that was killed may have arrived meanwhile.
         Err(_) if is_done(&target.session, options).await? => return Ok(()),
@@ -46,9 +56,12 @@ pub(super) async fn read_section(
     target: &Session,
 ) -> Result<Dump, Error> {
     let excluded = selection::excluded(source, catalog).await?;
-    let keep_tablespaces = selection::target_has_tablespaces(source, target).await?;
-    let text = options.pg_dump.section(&options.source, section, &excluded, keep_tablespaces).await?;
-    Dump::parse(&text).map_err(Error::Dump)
+    let text = options.pg_dump.section(&options.source, section, &excluded).await?;
+    let mut dump = Dump::parse(&text).map_err(Error::Dump)?;
+    let lacks = target_lacks(source, target).await?;
+    lacks.tell();
+    lacks.adapt(&mut dump);
+    Ok(dump)
 }
 
 async fn is_done(target: &Session, options: &CopyOptions) -> Result<bool, Error> {

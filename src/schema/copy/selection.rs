@@ -56,20 +56,3 @@ const WITH_DEPENDENTS: &str = "
     FROM (SELECT * FROM gone UNION SELECT * FROM owned) a
     JOIN pg_catalog.pg_class c ON c.oid = a.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     GROUP BY c.oid, n.nspname, c.relname ORDER BY n.nspname, c.relname";
-
-/// Whether the target has every tablespace that the source's tables and indexes are in.
-pub(super) async fn target_has_tablespaces(source: &Session, target: &Session) -> Result<bool, Error> {
-    let doing = || Error::query("read the tablespaces");
-    let used = "SELECT DISTINCT t.spcname::text FROM pg_catalog.pg_class c
-                JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace WHERE c.oid >= 16384";
-    let used: Vec<String> = source.query(used, &[]).await.map_err(doing())?.iter().map(|row| row.get(0)).collect();
-    let sql = "SELECT spcname::text FROM pg_catalog.pg_tablespace WHERE spcname = ANY ($1)";
-    let there = target.query(sql, &[&used]).await.map_err(doing())?.len();
-    if there < used.len() {
-        warn!(
-            missing = used.len() - there,
-            "tablespaces are missing on the target: everything goes into the default one"
-        );
-    }
-    Ok(there == used.len())
-}

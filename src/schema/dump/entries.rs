@@ -173,6 +173,21 @@ impl Entry {
         }
     }
 
+    /// Keeps the statements that `keeps` says yes to, each shown as an entry of its own.
+    pub(crate) fn retain_statements(&mut self, keeps: impl Fn(&Self) -> bool) {
+        self.statements.retain(|statement| keeps(&Self { statements: vec![statement.clone()], ..Self::default() }));
+    }
+
+    /// Drops `SECURITY LABEL FOR provider ...`.
+    pub(crate) fn leave_out_labels_of(&mut self, provider: &str) {
+        self.retain_statements(|statement| {
+            let tokens = statement.tokens(0);
+            let labels = statement.says(&["security", "label", "for"]);
+            let of = tokens.get(3).and_then(Token::identifier);
+            !(labels && tokens[0].is_word("security") && of.as_deref() == Some(provider))
+        });
+    }
+
     fn tokens(&self, statement: usize) -> Vec<Token<'_>> {
         let mut tokens = Tokens::new(self.statements.get(statement).map_or("", String::as_str));
         std::iter::from_fn(|| tokens.next_token().ok().flatten()).filter(|token| !token.is_comment()).collect()
