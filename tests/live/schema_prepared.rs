@@ -80,10 +80,6 @@ const SAID: &[(&str, &str)] = &[
     ),
     ("FAIL", "column extra of table public.t: only the target has it, NOT NULL and without a default"),
     ("WARN", "column harmless of table public.t: only the target has it; no row brings a value for it"),
-    (
-        "FAIL",
-        "column numbered of table public.t: the sequence public.t_numbered_seq is not on the target, and the cutover has to set it",
-    ),
     ("WARN", "table public.t: only the target has the unique key also_here"),
     ("WARN", "table public.t: the unique key t_w is deferrable on the source and not on the target"),
     ("WARN", "table public.t: the target lacks the unique key t_u"),
@@ -168,24 +164,16 @@ async fn every_difference_of_a_prepared_schema_is_named_and_its_remedy_resolves_
     assert_eq!(green.scalar("SELECT nextval('free')").await, "1");
 }
 
-/// Types what the findings say, as an operator would: each line up to its first statement's end. One may make another
-/// superfluous, and one may need another first.
+/// Types what the findings say, as an operator would, those about a table's keys after those about its columns. One may
+/// make another superfluous, and what that one says then is refused.
 async fn resolve(green: &Db, daemon: &Daemon) {
     for _ in 0..4 {
         for (verdict, message, remedy) in said(daemon) {
             if verdict == "PASS" {
                 return;
             }
-            for line in remedy.lines() {
-                let line = line.rsplit_once("if the order matters: ").map_or(line, |(_, sql)| sql);
-                let line = line.rsplit_once("if nobody needs it: ").map_or(line, |(_, sql)| sql);
-                let line = line.rsplit_once(" or: ").map_or(line, |(_, sql)| sql);
-                let line = line.rsplit_once("until the cutover: ").map_or(line, |(_, sql)| sql);
-                let line = line.rsplit_once("if it changes rows: ").map_or(line, |(_, sql)| sql);
-                let Some((statement, _)) = line.rsplit_once(';') else { continue };
-                if let Err(error) = green.batch_execute(statement).await {
-                    eprintln!("{message}: {statement}: {error:?}");
-                }
+            if let Err(error) = green.batch_execute(&remedy).await {
+                eprintln!("{message}: {remedy}: {error:?}");
             }
         }
     }

@@ -23,13 +23,11 @@ pub(super) fn compare(twin: &mut Twin<'_>) {
         let filled = extra.default.is_some() || extra.identity.is_some() || extra.generated.is_some();
         let (table, name) = (twin.quoted(), quote_identifier(&extra.name));
         if extra.not_null && !filled {
-            let remedy = format!(
-                "ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT …; or: ALTER TABLE {table} ALTER COLUMN {name} \
-                 DROP NOT NULL;"
-            );
+            let alter = format!("ALTER TABLE {table} ALTER COLUMN {name}");
+            let remedy = format!("{alter} DROP NOT NULL;\n-- or: {alter} SET DEFAULT …;");
             twin.found(Some(extra), DifferenceKind::ExtraColumnNotNull, remedy);
         } else {
-            let remedy = format!("if nobody needs it: ALTER TABLE {table} DROP COLUMN {name};");
+            let remedy = format!("-- if nobody needs it:\nALTER TABLE {table} DROP COLUMN {name};");
             twin.found(Some(extra), DifferenceKind::ExtraColumn, remedy);
         }
     }
@@ -46,7 +44,7 @@ fn compare_column(twin: &mut Twin<'_>, source: &Column, target: &Column) {
     if source.collation != target.collation {
         let collation = source.collation.as_deref().unwrap_or("\"default\"");
         let remedy =
-            format!("if the order matters: {}", alter(&format!("TYPE {} COLLATE {collation}", source.type_text)));
+            format!("-- if the order matters:\n{}", alter(&format!("TYPE {} COLLATE {collation}", source.type_text)));
         let kind = DifferenceKind::Collation { source: source.collation.clone(), target: target.collation.clone() };
         twin.found(Some(source), kind, remedy);
     }
@@ -92,7 +90,7 @@ fn compare_expression(twin: &mut Twin<'_>, source: &Column, target: &Column) {
         let name = quote_identifier(&source.name);
         let definition = ddl::column_definition(source, twin.source_design);
         let remedy = format!(
-            "see that both say the same, or: ALTER TABLE {} DROP COLUMN {name}, ADD COLUMN {definition};",
+            "-- see that both say the same, or:\nALTER TABLE {} DROP COLUMN {name}, ADD COLUMN {definition};",
             twin.quoted()
         );
         twin.found(Some(source), DifferenceKind::Expression { source: here, target: there }, remedy);
@@ -116,12 +114,12 @@ fn compare_filling(twin: &mut Twin<'_>, source: &Column, target: &Column) {
         }
         (Some(here), None) => {
             let kind = DifferenceKind::Identity { source: ddl::identity_word(here), target: "by its default" };
-            twin.found(Some(source), kind, "see that both count in the same sequence".to_owned());
+            twin.found(Some(source), kind, "-- see that both count in the same sequence".to_owned());
         }
         (None, Some(there)) => {
             let kind =
                 DifferenceKind::Identity { source: "by nothing but its default", target: ddl::identity_word(there) };
-            twin.found(Some(source), kind, format!("if it is not meant so: {}", alter("DROP IDENTITY")));
+            twin.found(Some(source), kind, format!("-- if it is not meant so:\n{}", alter("DROP IDENTITY")));
         }
         (None, None) => compare_defaults(twin, source, target, alter),
     }

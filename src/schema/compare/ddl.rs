@@ -1,7 +1,7 @@
 //! The source's tables and columns as SQL for the target. Pure.
 
 use crate::model::quote_identifier;
-use crate::schema::catalog::{Column, ConstraintKind, GeneratedKind, IdentityKind, Table, TableDesign};
+use crate::schema::catalog::{Column, ConstraintKind, GeneratedKind, IdentityKind, Sequence, Table, TableDesign};
 
 /// `CREATE TABLE`, with everything inside it but foreign keys and indexes.
 pub(super) fn create_table(table: &Table, design: &TableDesign) -> String {
@@ -40,6 +40,19 @@ pub(super) fn column_definition(column: &Column, design: &TableDesign) -> String
         sql.push_str(" NOT NULL");
     }
     sql
+}
+
+/// Without its end, which may say whose it is.
+pub(super) fn create_sequence(sequence: &Sequence) -> String {
+    format!(
+        "CREATE SEQUENCE {} INCREMENT {} MINVALUE {} MAXVALUE {} CACHE {}{}",
+        sequence.name.quoted(),
+        sequence.increment,
+        sequence.min_value,
+        sequence.max_value,
+        sequence.cache_size,
+        if sequence.cycles { " CYCLE" } else { "" }
+    )
 }
 
 pub(super) fn generated(kind: GeneratedKind, expression: &str) -> String {

@@ -1,9 +1,12 @@
 //! Keys, constraints, indexes, sequences and triggers of one table against its twin's.
 
+use super::ddl;
 use super::difference::DifferenceKind;
 use super::tables::Twin;
 use crate::model::quote_identifier;
-use crate::schema::catalog::{Constraint, ConstraintKind, Index, SequenceOwner, TriggerState, UniqueKey};
+use crate::schema::catalog::{
+    Constraint, ConstraintKind, Index, Sequence, SequenceOwner, Table, TriggerState, UniqueKey,
+};
 
 pub(super) fn compare_keys(twin: &mut Twin<'_>) {
     let (source, target) = (twin.source, twin.target);
@@ -29,7 +32,7 @@ pub(super) fn compare_keys(twin: &mut Twin<'_>) {
                 } else {
                     format!("DROP INDEX {}.{name};", quote_identifier(&target.name.schema))
                 };
-                let remedy = format!("see that the source's rows keep it, or until the cutover: {drop}");
+                let remedy = format!("-- see that the source's rows keep it, or until the cutover:\n{drop}");
                 twin.found(None, DifferenceKind::ExtraUniqueKey { name: key.name.clone() }, remedy);
             }
             Some(other) if other.deferrable && !key.deferrable => {
@@ -62,7 +65,7 @@ fn definition_of(twin: &Twin<'_>, key: &UniqueKey) -> String {
         (Some(constraint), _) => add(twin, constraint),
         (None, Some(index)) => format!("{};", index.definition),
         // A partition's share of its root's.
-        (None, None) => "create the root's key, and the partition has it too".to_owned(),
+        (None, None) => "-- create the root's key, and the partition has it too".to_owned(),
     }
 }
 
@@ -82,7 +85,7 @@ pub(super) fn compare_constraints(twin: &mut Twin<'_>) {
         let (what, name) = (word(constraint.kind).unwrap_or_default(), constraint.name.clone());
         let mut remedy = add(twin, constraint);
         if constraint.kind == ConstraintKind::ForeignKey {
-            remedy.push_str(" before the cutover; while rows are copied it is not needed");
+            remedy.push_str("\n-- before the cutover; while rows are copied it is not needed");
         }
         twin.found(
             None,
@@ -96,7 +99,7 @@ pub(super) fn compare_constraints(twin: &mut Twin<'_>) {
         }
         let (what, name) = (word(constraint.kind).unwrap_or_default(), constraint.name.clone());
         let drop = format!("ALTER TABLE {} DROP CONSTRAINT {};", twin.quoted(), quote_identifier(&constraint.name));
-        let remedy = format!("see that every row of the source keeps it, or: {drop}");
+        let remedy = format!("-- see that every row of the source keeps it, or:\n{drop}");
         twin.found(
             None,
             DifferenceKind::ExtraConstraint { what, name, definition: constraint.definition.clone() },
@@ -134,41 +137,47 @@ fn shape(index: &Index) -> &str {
     index.definition.find(" USING ").map_or(index.definition.as_str(), |at| &index.definition[at..])
 }
 
+/// By name, because that is how the cutover sets them. One that the target's column owns under another name would go on
+/// from its beginning.
 pub(super) fn compare_sequences(twin: &mut Twin<'_>) {
-    let table = &twin.source.name;
+    let (source, target) = (twin.source, twin.target);
     let (catalog, there) = (twin.source_catalog, twin.target_catalog);
     for sequence in &catalog.sequences {
-        let column = match &sequence.owner {
-            SequenceOwner::Column { table: owner, column } | SequenceOwner::Identity { table: owner, column }
-                if owner == table =>
-            {
-                column
-            }
-            SequenceOwner::Column { .. } | SequenceOwner::Identity { .. } | SequenceOwner::None => continue,
-        };
-        if there.sequences.iter().any(|other| other.name == sequence.name) {
+        let Some(column) = owning_column(sequence, source) else { continue };
+        let other = target.column(column);
+        // Its own finding says how to number it, and that makes the sequence.
+        let identity = matches!(sequence.owner, SequenceOwner::Identity { .. });
+        if identity && other.is_none_or(|other| other.identity.is_none() && other.default.is_none()) {
             continue;
         }
-        let stands_in = there.sequences.iter().find(|other| match &other.owner {
-            SequenceOwner::Column { table: owner, column: of }
-            | SequenceOwner::Identity { table: owner, column: of } => owner == table && of == column,
-            SequenceOwner::None => false,
-        });
-        let name = quote_identifier(&sequence.name.name);
-        let remedy = match stands_in {
-            Some(other) => format!("ALTER SEQUENCE {} RENAME TO {name};", other.name.quoted()),
-            None => format!(
-                "CREATE SEQUENCE {} INCREMENT {} MINVALUE {} MAXVALUE {} OWNED BY {}.{};",
-                sequence.name.quoted(),
-                sequence.increment,
-                sequence.min_value,
-                sequence.max_value,
-                twin.quoted(),
-                quote_identifier(column)
-            ),
+        let own = there.sequences.iter().find(|found| owning_column(found, target) == Some(column));
+        let present = match own {
+            Some(own) => own.name == sequence.name,
+            None => there.sequences.iter().any(|found| found.name == sequence.name),
         };
-        let column = twin.source.column(column);
-        twin.found(column, DifferenceKind::MissingSequence { sequence: sequence.name.clone() }, remedy);
+        if present {
+            continue;
+        }
+        let remedy = match (own, other) {
+            (Some(own), _) => {
+                format!("ALTER SEQUENCE {} RENAME TO {};", own.name.quoted(), quote_identifier(&sequence.name.name))
+            }
+            (None, Some(_)) => {
+                format!("{} OWNED BY {}.{};", ddl::create_sequence(sequence), twin.quoted(), quote_identifier(column))
+            }
+            (None, None) => format!("{};", ddl::create_sequence(sequence)),
+        };
+        let kind = DifferenceKind::MissingSequence { sequence: sequence.name.clone() };
+        twin.found(source.column(column), kind, remedy);
+    }
+}
+
+fn owning_column<'a>(sequence: &'a Sequence, of: &Table) -> Option<&'a str> {
+    match &sequence.owner {
+        SequenceOwner::Column { table, column } | SequenceOwner::Identity { table, column } => {
+            (table == &of.name).then_some(column)
+        }
+        SequenceOwner::None => None,
     }
 }
 
@@ -180,7 +189,7 @@ pub(super) fn compare_triggers(twin: &mut Twin<'_>) {
                 let name = quote_identifier(&trigger.name);
                 let table = twin.quoted();
                 let remedy =
-                    format!("if it changes rows: ALTER TABLE {table} DISABLE TRIGGER {name}; until the cutover");
+                    format!("-- if it changes rows, until the cutover:\nALTER TABLE {table} DISABLE TRIGGER {name};");
                 twin.found(None, DifferenceKind::FiringTrigger { name: trigger.name.clone() }, remedy);
             }
             TriggerState::Origin | TriggerState::Disabled => {}

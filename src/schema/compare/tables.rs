@@ -52,11 +52,12 @@ pub fn compare(source: Described<'_>, target: Described<'_>, keys: bool) -> Vec<
 
 fn compare_twins(twin: &mut Twin<'_>, keys: bool) {
     if twin.source.kind != twin.target.kind {
-        let remedy = "see that every row of the source finds a partition".to_owned();
+        let remedy = "-- see that every row of the source finds a partition".to_owned();
         twin.found(None, DifferenceKind::Partitioning, remedy);
     }
-    columns::compare(twin);
+    // Defaults call them, so they come first.
     parts::compare_sequences(twin);
+    columns::compare(twin);
     if keys {
         parts::compare_keys(twin);
         parts::compare_constraints(twin);
@@ -71,7 +72,7 @@ fn missing_table(table: &Table, design: &TableDesign) -> Difference {
         table: table.name.clone(),
         column: None,
         kind: DifferenceKind::MissingTable,
-        remedy: format!("{create}\nor take it out with [tables] exclude = [\"{}\"]", table.name),
+        remedy: format!("{create}\n-- or take it out with [tables] exclude = [\"{}\"]", table.name),
     }
 }
 
@@ -91,13 +92,7 @@ fn free_sequences(source: &Catalog, target: &Catalog, found: &mut Vec<Difference
             table: sequence.name.clone(),
             column: None,
             kind: DifferenceKind::MissingSequence { sequence: sequence.name.clone() },
-            remedy: format!(
-                "CREATE SEQUENCE {} INCREMENT {} MINVALUE {} MAXVALUE {};",
-                sequence.name.quoted(),
-                sequence.increment,
-                sequence.min_value,
-                sequence.max_value
-            ),
+            remedy: format!("{};", ddl::create_sequence(sequence)),
         });
     }
 }

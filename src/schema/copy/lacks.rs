@@ -76,6 +76,10 @@ async fn label_providers(source: &Session, target: &Session) -> Result<Vec<Strin
 impl TargetLacks {
     /// Takes out of a dump what the target cannot give, and says so.
     pub(super) fn adapt(&self, dump: &mut Dump) {
+        // What the first entry needs is set before its header, and so stands in the preamble.
+        for setting in &mut dump.preamble {
+            self.adapt_tablespace(setting);
+        }
         for entry in &mut dump.entries {
             for setting in &mut entry.settings {
                 self.adapt_tablespace(setting);
@@ -123,7 +127,7 @@ fn leave_out(entry: &mut Entry, words: &[&str]) {
 mod tests {
     use super::*;
 
-    const DUMP: &str = "-- Name: t; Type: TABLE; Schema: s; Owner: o\n\nCREATE TABLE s.t (v text);\n\
+    const DUMP: &str = "SET default_tablespace = \"gone there\";\n-- Name: t; Type: TABLE; Schema: s; Owner: o\n\nCREATE TABLE s.t (v text);\n\
         ALTER TABLE ONLY s.t ALTER COLUMN v SET COMPRESSION lz4;\nALTER TABLE s.t OWNER TO o;\n\
         SET default_tablespace = \"gone there\";\n-- Name: u; Type: TABLE; Schema: s; Owner: o\n\nCREATE TABLE s.u ();\n\
         SET default_tablespace = fast;\n-- Name: w; Type: TABLE; Schema: s; Owner: o\n\nCREATE TABLE s.w ();\n\
@@ -144,6 +148,7 @@ mod tests {
         assert_eq!(statements[0], ["CREATE TABLE s.t (v text)", "ALTER TABLE s.t OWNER TO o"]);
         assert_eq!(statements[3], ["SECURITY LABEL FOR p ON TABLE s.t IS 'for q on'"]);
         assert_eq!(statements.len(), 4);
+        assert_eq!(dump.preamble[0].statement, "SET default_tablespace = ''");
         let setting = |index: usize| dump.entries[index].settings[0].statement.as_str();
         assert_eq!((setting(1), setting(2)), ("SET default_tablespace = ''", "SET default_tablespace = fast"));
 
