@@ -13,26 +13,27 @@ use crate::telemetry;
 /// Looks at both sides, this machine, the broker and the routers. Never fails: what cannot be asked is a FAIL.
 pub async fn check(config: &Config) -> Report {
     let mut findings = Findings::default();
-    if let Some(sides) = reach(config, &mut findings).await {
+    if let Some(sides) = Box::pin(reach(config, &mut findings)).await {
         check_source(&sides, &mut findings).await;
         findings.add("target.replica_role", target::replica_role(&sides.target).await);
-        check_target(&sides, &mut findings).await;
+        Box::pin(check_target(&sides, &mut findings)).await;
     }
     check_around(config, &mut findings).await;
     Report { findings: findings.0 }
 }
 
-/// Before a copy without a stream: what reading takes and what the target is. Slots, publications and identities are
-/// not asked for.
+/// Before a copy without a stream: what reading takes (who the source is, is asked over a replication connection) and
+/// what the target is. Slots, publications and identities are not asked for.
 pub async fn check_copy(config: &Config) -> Report {
     let mut findings = Findings::default();
-    if let Some(sides) = reach(config, &mut findings).await {
+    if let Some(sides) = Box::pin(reach(config, &mut findings)).await {
         let side = &sides.source;
         findings.add("source.version", server::version("source.version", side).await);
+        findings.add("source.replication", source::replication_privilege(&sides).await);
         findings.add("source.select", source::select_privilege(side).await);
         findings.add("source.row_security", source::row_security(side).await);
         findings.add("source.tables", Ok(tables::any(side)));
-        check_target(&sides, &mut findings).await;
+        Box::pin(check_target(&sides, &mut findings)).await;
     }
     Report { findings: findings.0 }
 }

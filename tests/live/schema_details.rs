@@ -170,7 +170,7 @@ const FOR_MOVERS: &str = "
     SET ROLE team; GRANT SELECT ON s.t TO PUBLIC; RESET ROLE;
     COMMENT ON TABLE s.t IS 'of the boss';
     INSERT INTO s.t (v) VALUES ('x');
-    CREATE ROLE mover LOGIN; GRANT boss, team TO mover; GRANT USAGE ON SCHEMA s TO mover";
+    CREATE ROLE mover LOGIN REPLICATION; GRANT boss, team TO mover; GRANT USAGE ON SCHEMA s TO mover";
 
 /// As on a managed service: no superuser on either side.
 #[tokio::test(flavor = "multi_thread")]
@@ -189,14 +189,16 @@ async fn a_role_that_is_no_superuser_copies_all_but_passwords_and_says_so() {
         let (verdict, message, remedy) = said(&daemon, "source.passwords");
         assert_eq!((verdict.as_str(), message.contains("clerk")), ("warn", true), "{message}");
         assert!(remedy.contains("ALTER ROLE \"clerk\" PASSWORD"), "{remedy}");
-let (verdict, message, _) = said(&daemon, "target.roles");
+        let (verdict, message, _) = said(&daemon, "target.roles");
         assert_eq!((verdict.as_str(), message.as_str()), ("pass", "will be created: boss, clerk, team"));
         let log = copy(&daemon);
         assert!(log.contains("created without its password"), "{log}");
         let there = Db::connect(&shop).await;
         assert_eq!(there.rows("s.t").await, ["(1,x)"]);
         let owner = "SELECT relowner::regrole::text || ' ' || relacl::text FROM pg_class WHERE oid = 's.t'::regclass";
-        assert_eq!(blue.scalar(owner).await.replace('D', ""), there.scalar(owner).await.replace(['D', 'm'], ""));
+        // The owner's own privileges are what the version says they are.
+        let granted = |acl: String| acl.replace("Dxt", "xt").replace("xtm", "xt");
+        assert_eq!(granted(blue.scalar(owner).await), granted(there.scalar(owner).await));
         assert_eq!(there.scalar("SELECT pg_has_role('clerk', 'team', 'MEMBER')").await, "t");
         assert_eq!(there.scalar("SELECT obj_description('s.t'::regclass)").await, "of the boss");
     }
@@ -217,4 +219,52 @@ async fn what_a_filter_leaves_out_may_be_named_in_any_way() {
     copy(&Daemon::prepare(&config));
     let names = "SELECT relname FROM pg_class WHERE relkind IN ('r', 'v', 'S') AND relnamespace >= 16384 OR relnamespace = 'public'::regnamespace ORDER BY 1";
     assert_eq!(green.query_text(names).await, ["kept", "kept_id_seq", "kept_pkey"]);
+}
+
+/// A policy, a rule, a trigger and functions that need a table which is not migrated would stop everything else.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_a_table_that_is_left_out_stays_out_and_says_so() {
+    let pair = source_and_target().await;
+    let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
+    blue.exec(
+        "CREATE SCHEMA other; CREATE TABLE other.gone (id integer PRIMARY KEY); CREATE TABLE kept (id integer PRIMARY KEY);
+         CREATE FUNCTION of_gone(other.gone) RETURNS integer LANGUAGE sql AS 'SELECT $1.id';
+         CREATE FUNCTION all_gone() RETURNS SETOF other.gone LANGUAGE sql AS 'SELECT * FROM other.gone';
+         CREATE FUNCTION text_only() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM other.gone';
+         CREATE VIEW over_function AS SELECT * FROM all_gone();
+         COMMENT ON FUNCTION all_gone() IS 'c'; REVOKE ALL ON FUNCTION all_gone() FROM PUBLIC;
+         CREATE FUNCTION fires() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+         ALTER TABLE kept ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY needs_it ON kept USING (EXISTS (SELECT FROM other.gone g WHERE g.id = kept.id));
+         CREATE POLICY stays ON kept USING (id > 0);
+         CREATE RULE needs_it AS ON INSERT TO kept DO ALSO INSERT INTO other.gone VALUES (NEW.id);
+         CREATE RULE stays AS ON DELETE TO kept DO INSTEAD NOTHING;
+         CREATE CONSTRAINT TRIGGER needs_it AFTER INSERT ON kept FROM other.gone FOR EACH ROW EXECUTE FUNCTION fires();
+         CREATE TRIGGER stays AFTER INSERT ON kept FOR EACH ROW EXECUTE FUNCTION fires();
+         COMMENT ON POLICY needs_it ON kept IS 'c'; COMMENT ON RULE needs_it ON kept IS 'c';
+         COMMENT ON TRIGGER needs_it ON kept IS 'c'; COMMENT ON TRIGGER stays ON kept IS 'stays'",
+    )
+    .await;
+    let config = TestConfig { include: vec!["public.*".to_owned()], ..everything("needs", &pair) };
+    let log = copy(&Daemon::prepare(&config));
+    for said in [
+        "FUNCTION public.of_gone",
+        "VIEW public.over_function",
+        "POLICY public.kept needs_it",
+        "RULE public.kept needs_it",
+    ] {
+        assert!(log.contains(said), "{said}: {log}");
+    }
+    for (sql, expected) in [
+        ("SELECT polname FROM pg_policy", "stays"),
+        ("SELECT rulename FROM pg_rewrite WHERE ev_class = 'kept'::regclass", "stays"),
+        ("SELECT tgname || obj_description(oid) FROM pg_trigger WHERE NOT tgisinternal", "staysstays"),
+        (
+            "SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+            "fires text_only",
+        ),
+        ("SELECT count(*) FROM pg_views WHERE schemaname = 'public'", "0"),
+    ] {
+        assert_eq!(green.query_text(sql).await, [expected], "{sql}");
+    }
 }

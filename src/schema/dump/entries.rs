@@ -12,6 +12,8 @@ const BECOME: &str = "SET SESSION AUTHORIZATION ";
 pub(crate) struct Dump {
     pub(crate) preamble: Vec<Setting>,
     pub(crate) entries: Vec<Entry>,
+    /// Tables were left out, so that an entry may need what is not there.
+    pub(crate) partial: bool,
 }
 
 /// One object of the dump (`_printTocEntry` in pg_backup_archiver.c).
@@ -173,6 +175,19 @@ impl Entry {
         }
     }
 
+    /// The policy, rule or trigger that the first statement makes or comments on, and its table.
+    pub(crate) fn named_part(&self) -> Option<(String, TableName)> {
+        let tokens = self.tokens(0);
+        let kind = |token: &Token<'_>| ["policy", "rule", "trigger"].iter().any(|kind| token.is_word(kind));
+        let at = tokens.iter().position(kind)? + 1;
+        let name = tokens.get(at)?.identifier()?;
+        // `CREATE RULE r AS ON INSERT TO t`, `CREATE TRIGGER g AFTER INSERT ON t`, `COMMENT ON RULE r ON t`.
+        let comments = tokens.first()?.is_word("comment");
+        let before = if tokens[at - 1].is_word("rule") && !comments { "to" } else { "on" };
+        let on = tokens.iter().skip(at + 1).position(|token| token.is_word(before))? + at + 1;
+        Some((name, name_at(&tokens, on + 1)?))
+    }
+
     /// Keeps the statements that `keeps` says yes to, each shown as an entry of its own.
     pub(crate) fn retain_statements(&mut self, keeps: impl Fn(&Self) -> bool) {
         self.statements.retain(|statement| keeps(&Self { statements: vec![statement.clone()], ..Self::default() }));
@@ -321,6 +336,19 @@ CREATE UNIQUE INDEX i ON ONLY "we.ird"."odd; Type: name" USING btree (id);
             ]
         );
         assert!(dump.preamble.is_empty() && dump.entries[1].settings.is_empty());
+    }
+
+    #[test]
+    fn a_part_of_a_table_is_told_by_its_name_and_table() {
+        for statement in [
+            "CREATE POLICY \"p on\" ON s.t FOR SELECT USING (true)",
+            "CREATE RULE \"p on\" AS\n    ON INSERT TO s.t DO NOTHING",
+            "CREATE CONSTRAINT TRIGGER \"p on\" AFTER INSERT ON s.t FROM s.u NOT DEFERRABLE",
+            "COMMENT ON RULE \"p on\" ON s.t IS 'x'",
+        ] {
+            let entry = Entry { statements: vec![statement.to_owned()], ..Entry::default() };
+            assert_eq!(entry.named_part(), Some(("p on".to_owned(), TableName::new("s", "t"))), "{statement}");
+        }
     }
 
     #[test]
