@@ -8,8 +8,10 @@ use tokio_util::sync::CancellationToken;
 use super::error::Error;
 use super::lead::take_lead;
 use super::migrate::{schema_options, snapshot_options};
+use super::prepare::ready;
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
+use crate::preflight;
 use crate::schema::{self, Migration, Steps};
 use crate::snapshot::{self, Progress};
 use crate::source;
@@ -33,6 +35,9 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     let catalog = schema::read_catalog(&source, &config.tables).await?;
     if catalog.row_tables().next().is_none() {
         return Err(Error::NoTables);
+    }
+    if schema::read_migration(&target, &config.migration).await?.is_none() {
+        ready(&preflight::check_copy(config).await)?;
     }
     schema::install_state(&target).await?;
     take_lead(&target, &config.migration).await?;
