@@ -35,6 +35,12 @@ mod publish;
 
 #[path = "live/migrate.rs"]
 mod migrate;
+#[path = "live/throttle.rs"]
+mod throttle;
+#[path = "live/hostile.rs"]
+mod hostile;
+#[path = "live/row_filter.rs"]
+mod row_filter;
 #[path = "live/crash.rs"]
 mod crash;
 #[path = "live/verify.rs"]

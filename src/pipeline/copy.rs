@@ -8,10 +8,11 @@ use tokio_util::sync::CancellationToken;
 use super::error::Error;
 use super::lead::take_lead;
 use super::migrate::{schema_options, snapshot_options};
+use super::options::throttle_options;
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
 use crate::schema::{self, Migration, Steps};
-use crate::snapshot::{self, Progress};
+use crate::snapshot::{self, Progress, Throttle};
 use crate::source;
 use crate::wire;
 
@@ -56,7 +57,10 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     if let Some(options) = &options {
         schema::copy_pre_data(options, &catalog).await?;
     }
-    snapshot::run(snapshot_options(config), &catalog, Arc::clone(&progress), stop.clone()).await?;
+    let throttle = Arc::new(Throttle::new(throttle_options(config)));
+    let copying = snapshot_options(config, Arc::clone(&throttle));
+    let copying = snapshot::run(copying, &catalog, Arc::clone(&progress), stop.clone());
+    throttle.beside(Box::pin(copying)).await?;
     let mut copied = Copied::default();
     if let Some(options) = &options {
         let steps = Steps::default();

@@ -77,7 +77,7 @@ impl Daemon {
             sinks: sinks.iter().map(|(sink, _)| *sink).collect(),
         })?;
         let (session, session_state) = watch::channel(SessionState::Connecting);
-        let tables: Arc<[Table]> = verified_tables(&prepared.catalog).into();
+        let tables: Arc<[Table]> = verified_tables(&prepared.catalog, &self.config.rows).into();
         let listeners = Arc::new(Listeners::new(Arc::new(DirtyKeys::new(tables, shares.dirty_bytes))));
         let commands = Commands::default();
         self.board.attach(&prepared, Arc::clone(&flow), spool.clone(), session_state);

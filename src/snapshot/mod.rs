@@ -16,6 +16,7 @@ mod sql;
 mod holder;
 mod destination;
 mod record;
+mod throttle;
 mod worker;
 mod run;
 
@@ -23,3 +24,4 @@ pub use error::Error;
 pub use progress::{CopyState, Progress, ProgressRead, TableProgress};
 pub use record::handovers;
 pub use run::{Options, run};
+pub use throttle::{LoadLimits, Throttle, ThrottleOptions, ThrottleRead};

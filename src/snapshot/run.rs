@@ -12,8 +12,8 @@ use super::holder::Holder;
 use super::plan::{self, Copied, Unit};
 use super::record::{self, Recorded, handovers};
 use super::worker::{Attempt, work};
-use super::{Error, Progress, sql};
-use crate::model::{MigrationName, TableHandover, TableName};
+use super::{Error, Progress, Throttle, sql};
+use crate::model::{MigrationName, RowFilters, TableHandover, TableName};
 use crate::schema::Catalog;
 use crate::wire::{self, Endpoint, Session};
 
@@ -27,6 +27,10 @@ pub struct Options {
     pub workers: usize,
     /// A table that is larger than this is copied in block ranges of about this size.
     pub split_bytes: u64,
+    /// Which rows are copied, for tables that are not copied whole.
+    pub rows: RowFilters,
+    /// Asked before each unit and between its chunks; the caller asks the source beside ([`Throttle::beside`]).
+    pub throttle: Arc<Throttle>,
 }
 
 /// Tables looked at by one query for rows that are not ours.

@@ -4,19 +4,23 @@ use super::plan::{Copied, Unit};
 use crate::model::{MigrationName, SnapshotSet, quote_identifier, quote_literal};
 
 /// `COPY ... TO STDOUT` on the source. Columns are named, so that the order of both tables may differ; generated ones
-/// are left out, since the target computes them.
-pub(super) fn copy_out(unit: &Unit) -> String {
+/// are left out, since the target computes them. `filter` leaves out rows.
+pub(super) fn copy_out(unit: &Unit, filter: Option<&str>) -> String {
     let (table, format) = (&unit.copied.table, format_of(&unit.copied));
     let columns = columns(&unit.copied);
     let name = table.name.quoted();
-    match unit.blocks {
+    // On lines of its own: it may end in a comment.
+    let filter = filter.map(|filter| format!("(\n{filter}\n)"));
+    match (unit.blocks, filter) {
         // A list of no columns can be selected, and not written behind the name of a table.
-        None if columns.is_empty() => format!("COPY (SELECT FROM ONLY {name}) TO STDOUT ({format})"),
-        None => format!("COPY {name} ({columns}) TO STDOUT ({format})"),
-        Some(blocks) => {
+        (None, None) if columns.is_empty() => format!("COPY (SELECT FROM ONLY {name}) TO STDOUT ({format})"),
+        (None, None) => format!("COPY {name} ({columns}) TO STDOUT ({format})"),
+        (None, Some(filter)) => format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {filter}) TO STDOUT ({format})"),
+        (Some(blocks), filter) => {
             let to = blocks.to.map(|to| format!(" AND ctid < '({to},0)'::tid")).unwrap_or_default();
+            let filter = filter.map(|filter| format!(" AND {filter}")).unwrap_or_default();
             format!(
-                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}) TO STDOUT ({format})",
+                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{filter}) TO STDOUT ({format})",
                 blocks.from
             )
         }
@@ -175,10 +179,10 @@ pub(super) mod tests {
     #[test]
     fn generated_columns_are_not_copied_and_none_at_all_can_be() {
         let some = unit(vec![column("a\"b", None), column("g", Some(GeneratedKind::Stored))], None);
-        assert_eq!(copy_out(&some), r#"COPY "s"."t" ("a""b") TO STDOUT (FORMAT binary)"#);
+        assert_eq!(copy_out(&some, None), r#"COPY "s"."t" ("a""b") TO STDOUT (FORMAT binary)"#);
         assert_eq!(copy_in(&some), r#"COPY "s"."t" ("a""b") FROM STDIN (FORMAT binary, FREEZE)"#);
         let none = unit(vec![], None);
-        assert_eq!(copy_out(&none), r#"COPY (SELECT FROM ONLY "s"."t") TO STDOUT (FORMAT binary)"#);
+        assert_eq!(copy_out(&none, None), r#"COPY (SELECT FROM ONLY "s"."t") TO STDOUT (FORMAT binary)"#);
         assert_eq!(copy_in(&none), r#"COPY "s"."t" FROM STDIN (FORMAT binary, FREEZE)"#);
     }
 
@@ -186,8 +190,17 @@ pub(super) mod tests {
     fn a_part_neither_empties_its_table_nor_freezes() {
         let part = unit(vec![column("a", None)], Some(Blocks { from: 5, to: Some(9) }));
         assert_eq!(
-            copy_out(&part),
+            copy_out(&part, None),
             r#"COPY (SELECT "a" FROM ONLY "s"."t" WHERE ctid >= '(5,0)'::tid AND ctid < '(9,0)'::tid) TO STDOUT (FORMAT binary)"#
+        );
+        assert_eq!(
+            copy_out(&part, Some("a = 1 OR b")),
+            "COPY (SELECT \"a\" FROM ONLY \"s\".\"t\" WHERE ctid >= '(5,0)'::tid AND ctid < '(9,0)'::tid AND (\na = 1 OR b\n)) \
+             TO STDOUT (FORMAT binary)"
+        );
+        assert_eq!(
+            copy_out(&unit(vec![column("a", None)], None), Some("b")),
+            "COPY (SELECT \"a\" FROM ONLY \"s\".\"t\" WHERE (\nb\n)) TO STDOUT (FORMAT binary)"
         );
         assert_eq!(copy_in(&part), r#"COPY "s"."t" ("a") FROM STDIN (FORMAT binary)"#);
         let migration = "m".parse().unwrap();

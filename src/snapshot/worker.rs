@@ -11,6 +11,7 @@ use tracing::{debug, info};
 use super::holder::Holder;
 use super::plan::{Copied, Unit};
 use super::progress::{CopyState, Counts};
+use super::throttle::Pace;
 use super::{Error, Options, Progress, sql};
 use crate::model::TableName;
 use crate::wire::{self, CopyIn, CopyOut, Mode, RawConnection};
@@ -77,6 +78,7 @@ async fn stopped_and_patience_over(stop: &CancellationToken) {
 async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
     let mut worker: Option<Worker<'_>> = None;
     while let Some(unit) = attempt.next_unit() {
+        attempt.options.throttle.may_begin(&attempt.stop).await;
         if attempt.stop.is_cancelled() {
             return Err(Error::Stopped);
         }
@@ -144,10 +146,12 @@ impl<'a> Worker<'a> {
             .simple_query(&sql::begin(unit, &self.attempt.options.migration))
             .await
             .map_err(failed("empty the target's table"))?;
-        let mut rows = self.source.copy_out(&sql::copy_out(unit)).await.map_err(failed("read the source"))?;
+        let filter = self.attempt.options.rows.of(name);
+        let mut rows = self.source.copy_out(&sql::copy_out(unit, filter)).await.map_err(failed("read the source"))?;
         let mut into = self.target.copy_in(&sql::copy_in(unit)).await.map_err(failed("write to the target"))?;
         let mut moved = Moved::default();
-        let forwarded = forward(&mut rows, &mut into, counts, &mut moved, &self.attempt.stop).await;
+        let pace = self.attempt.options.throttle.pace();
+        let forwarded = forward(&mut rows, &mut into, counts, &mut moved, pace, &self.attempt.stop).await;
         let taken = match forwarded {
             Ok(Ended::AtTheEnd) => into.finish().await.map_err(failed("write to the target")),
             Ok(Ended::Stopped) => {
@@ -232,6 +236,7 @@ async fn forward(
     into: &mut CopyIn<'_>,
     counts: &Counts,
     moved: &mut Moved,
+    mut pace: Pace<'_>,
     stop: &CancellationToken,
 ) -> Result<Ended, (&'static str, wire::Error)> {
     loop {
@@ -242,6 +247,7 @@ async fn forward(
         };
         let Some(chunk) = chunk else { return Ok(Ended::AtTheEnd) };
         let bytes = chunk.frames.len() as u64;
+        pace.admit(bytes, stop).await;
         into.write(&chunk.frames).await.map_err(|source| ("write to the target", source))?;
         moved.bytes += bytes;
         moved.frames += chunk.frame_count;

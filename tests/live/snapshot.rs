@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use changeover::demo::PostgresPrograms;
-use changeover::model::{TableHandover, TableName, Xid};
+use changeover::model::{RowFilters, TableHandover, TableName, Xid};
 use changeover::schema::{self, Catalog, CopyOptions};
-use changeover::snapshot::{self, CopyState, Progress};
+use changeover::snapshot::{self, CopyState, LoadLimits, Progress, Throttle, ThrottleOptions};
 use changeover::wire;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +35,21 @@ fn copying(options: &CopyOptions) -> snapshot::Options {
         migration: migration(),
         workers: 3,
         split_bytes: SPLIT_BYTES,
+        rows: RowFilters::default(),
+        throttle: Arc::new(Throttle::new(unlimited(&options.source))),
+    }
+}
+
+/// Nothing holds a copy.
+fn unlimited(source: &wire::Endpoint) -> ThrottleOptions {
+    let second = std::time::Duration::from_secs(1);
+    ThrottleOptions {
+        source: source.clone(),
+        limits: LoadLimits::default(),
+        interval: second,
+        query_timeout: second,
+        hold_max: second,
+        rate_max: None,
     }
 }
 
