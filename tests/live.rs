@@ -45,6 +45,12 @@ mod publish;
 mod migrate;
 #[path = "live/spool.rs"]
 mod spool;
+#[path = "live/throttle.rs"]
+mod throttle;
+#[path = "live/hostile.rs"]
+mod hostile;
+#[path = "live/row_filter.rs"]
+mod row_filter;
 #[path = "live/crash.rs"]
 mod crash;
 #[path = "live/verify.rs"]

@@ -60,6 +60,9 @@ pub enum Error {
     NoIdentity { table: TableName },
     #[error("apply a change of {table}: its values came in binary form")]
     BinaryValue { table: TableName },
+    /// See [`super::encode::Unwritable::Unchanged`].
+    #[error("apply a new row of {table}: the stream left out a value that the row's last UPDATE did not touch")]
+    Incomplete { table: TableName },
     #[error("write the position of migration {migration}: another daemon has taken it over (our epoch is {epoch})")]
     Superseded { migration: String, epoch: i64 },
 }
@@ -98,6 +101,13 @@ impl Error {
                 hint: format!("ALTER TABLE {} REPLICA IDENTITY FULL on the source", table.quoted()),
             },
             Self::BinaryValue { .. } => halt("start the stream without the option binary"),
+            Self::Incomplete { table } => Disposition::Halt {
+                hint: format!(
+                    "a row was moved into the table's row filter: ALTER TABLE {} REPLICA IDENTITY FULL on the source, \
+                     then `changeover resync {table}`",
+                    table.quoted()
+                ),
+            },
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
         }
     }

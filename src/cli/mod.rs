@@ -17,6 +17,7 @@ mod status;
 mod verify;
 mod pause;
 mod resume;
+mod throttle;
 mod cutover;
 mod complete;
 mod abort;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use super::{abort, check, complete, copy, cutover, demo, init, inspect, pause, resume, run, status, verify};
+use super::{abort, check, complete, copy, cutover, demo, init, inspect, pause, resume, run, status, throttle, verify};
 
 /// Moves a live PostgreSQL database to another cluster without downtime, and publishes the same change stream to Kafka.
 ///
@@ -39,6 +39,7 @@ enum Command {
     Verify(verify::Arguments),
     Pause(pause::Arguments),
     Resume(resume::Arguments),
+    Throttle(throttle::Arguments),
     Cutover(cutover::Arguments),
     Complete(complete::Arguments),
     Abort(abort::Arguments),
@@ -57,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(arguments),
         Command::Pause(arguments) => pause::run(arguments),
         Command::Resume(arguments) => resume::run(arguments),
+        Command::Throttle(arguments) => throttle::run(arguments),
         Command::Cutover(arguments) => cutover::run(arguments),
         Command::Complete(arguments) => complete::run(arguments),
         Command::Abort(arguments) => abort::run(arguments),

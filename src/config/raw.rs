@@ -52,6 +52,7 @@ pub(super) struct RawTarget {
 pub(super) struct RawTables {
     pub include: Option<Vec<String>>,
     pub exclude: Option<Vec<String>>,
+    pub rows: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -64,6 +65,20 @@ pub(super) struct RawSnapshot {
     pub index_workers: Option<i64>,
     pub maintenance_work_mem: Option<String>,
     pub pg_dump: Option<String>,
+    pub throttle: RawThrottle,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawThrottle {
+    pub max_rate: Option<String>,
+    pub max_standby_lag: Option<String>,
+    pub max_standby_delay: Option<String>,
+    pub max_active_sessions: Option<i64>,
+    pub hold_query: Option<String>,
+    pub query_timeout: Option<String>,
+    pub interval: Option<String>,
+    pub max_hold: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -74,7 +74,7 @@ impl Daemon {
         }
         let flow = Arc::new(Flow::new(&sinks, &resumed));
         let (session, session_state) = watch::channel(SessionState::Connecting);
-        let tables: Arc<[Table]> = verified_tables(&prepared.catalog).into();
+        let tables: Arc<[Table]> = verified_tables(&prepared.catalog, &self.config.rows).into();
         let listeners = Arc::new(Listeners::new(Arc::new(DirtyKeys::new(tables, shares.dirty_bytes))));
         let commands = Commands::default();
         self.board.attach(&prepared, Arc::clone(&flow), spool.clone(), session_state);

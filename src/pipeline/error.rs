@@ -1,6 +1,6 @@
 //! Everything that can go wrong in a part, and what is to be done about it.
 
-use crate::model::{Disposition, Lsn, SourceIdentity};
+use crate::model::{Disposition, Lsn, SourceIdentity, TableName};
 use crate::{apply, cutover, decode, publish, schema, snapshot, source, spool, verify, wire};
 
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,8 @@ pub enum Error {
     NotReady { failed: usize, report: String },
     #[error("no table of the source matches [tables] include and exclude")]
     NoTables,
+    #[error("publication {publication} carries other rows than [tables] rows says of {table}")]
+    OtherRows { publication: String, table: TableName },
     #[error("the adopted slot {slot} does not exist on the source")]
     NoAdoptedSlot { slot: String },
     #[error("the adopted slot {slot} has no position: nobody has finished creating it")]
@@ -94,6 +96,10 @@ impl Error {
             ),
             Self::NotReady { .. } => halt("do what the failed checks say, then start again"),
             Self::NoTables => halt("correct [tables] include and exclude; `changeover inspect` lists what there is"),
+            Self::OtherRows { .. } => halt(
+                "what was copied and streamed so far are the publication's rows: say the same in [tables] rows, or \
+                 `changeover abort` and start again",
+            ),
             Self::NoAdoptedSlot { .. } => {
                 halt("create it, or leave [source] slot out so that changeover makes its own")
             }

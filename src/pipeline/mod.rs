@@ -41,8 +41,8 @@ pub use cleanup::{Removed, abort, complete};
 pub use copy::{Copied, copy};
 pub use daemon::{Daemon, daemon};
 pub use error::Error;
-pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, VerifyRequest};
+pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, ThrottleRequest, VerifyRequest};
 pub use status::{
     CutoverStatus, LatencyStatus, Owner, Phase, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus, Status,
-    TableState, TableStatus, TableVerdictStatus, Trouble, VerificationStatus,
+    TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
 };

@@ -60,7 +60,10 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
     let epoch = schema::bump_epoch(&state, &config.migration).await?;
     let phase = Phase::parse(&migration.phase).ok_or(Error::UnknownPhase { phase: migration.phase.clone() })?;
     let consistent_point = match migration.consistent_point {
-        Some(point) => point,
+        Some(point) => {
+            same_rows(config, &source, &catalog).await?;
+            point
+        }
         None => make_stream(config, &source, &state, &catalog, epoch).await?,
     };
     let position = apply::adopt_position(&state, &config.migration, epoch, Some(consistent_point)).await?;
@@ -135,7 +138,7 @@ async fn make_stream(
     if !config.source.publication.adopted {
         let tables: Vec<TableName> = catalog.row_tables().map(|table| table.name.clone()).collect();
         source::drop_publication(source, &config.source.publication.name).await?;
-        source::create_publication(source, &config.source.publication.name, &tables).await?;
+        source::create_publication(source, &config.source.publication.name, &tables, &config.rows).await?;
     }
     let point = if config.source.slot.adopted {
         adopted_position(config, source).await?
@@ -148,6 +151,19 @@ async fn make_stream(
     schema::set_consistent_point(state, &config.migration, epoch, point).await?;
     info!(slot = config.source.slot.name, %point, "slot and publication are ready");
     Ok(point)
+}
+
+/// A migration that has begun goes on with the rows it began with. A publication that is gone is told by the stream.
+async fn same_rows(config: &Config, source: &Session, catalog: &Catalog) -> Result<(), Error> {
+    let publication = &config.source.publication.name;
+    if source::publication_tables(source, publication).await?.is_none() {
+        return Ok(());
+    }
+    let tables = catalog.row_tables().map(|table| &table.name);
+    match source::published_otherwise(source, publication, tables, &config.rows).await?.first() {
+        Some(table) => Err(Error::OtherRows { publication: publication.clone(), table: (*table).clone() }),
+        None => Ok(()),
+    }
 }
 
 async fn adopted_position(config: &Config, source: &Session) -> Result<Lsn, Error> {

@@ -13,7 +13,7 @@ pub struct Status {
     pub phase: Phase,
     /// Which side owns the applications' writes.
     pub owner: Owner,
-    /// Set by `pause`: the target takes no changes until `resume`.
+    /// Set by `pause`: no part of a table is begun, and the target takes no changes, until `resume`.
     pub paused: bool,
     /// Why a part stands still, and what to do; the rest goes on.
     pub halted: Vec<Trouble>,
@@ -30,6 +30,8 @@ pub struct Status {
     pub sinks: Vec<SinkStatus>,
     pub spool: SpoolStatus,
     pub snapshot: SnapshotStatus,
+    /// How the copy spares the source.
+    pub throttle: ThrottleStatus,
     pub tables: Vec<TableStatus>,
     pub verification: Option<VerificationStatus>,
     pub cutover: Option<CutoverStatus>,
@@ -133,6 +135,17 @@ pub struct SnapshotStatus {
     pub eta_seconds: Option<f64>,
     pub indexes_total: u64,
     pub indexes_done: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ThrottleStatus {
+    /// Why load on the source holds the copy; empty when it does not.
+    pub held: Vec<String>,
+    pub held_since_us: Option<i64>,
+    /// How long load has held the copy altogether.
+    pub held_seconds_total: f64,
+    /// What all workers together may read in a second; `None` is no limit.
+    pub max_rate_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use tracing::debug;
 
 use super::finding::{Finding, Report};
 use super::sides::{Side, Sides};
-use super::{Error, adopted, contents, here, routes, server, source, tables, target};
+use super::{Error, adopted, contents, here, load, routes, rows, server, source, tables, target};
 use crate::config::{Config, SnapshotMode};
 use crate::model::Disposition;
 use crate::schema;
@@ -69,6 +69,15 @@ async fn check_source(sides: &Sides<'_>, findings: &mut Findings) {
     findings.add("source.slot", adopted::slot(sides).await);
     findings.add("source.publication", adopted::publication(sides).await);
     findings.add("source.tables", Ok(tables::any(side)));
+    if !sides.config.rows.is_empty() {
+        findings.add("source.row_filters", rows::filters(sides).await);
+        findings.add("source.filtered_parents", rows::filtered_parents(sides).await);
+    }
+    match load::limits(sides).await {
+        Ok(None) => {}
+        Ok(Some(finding)) => findings.add(finding.check, Ok(finding)),
+        Err(error) => findings.add("source.throttle", Err(error)),
+    }
     findings.add("source.replica_identity", Ok(tables::replica_identity(side)));
     findings.add("source.without_key", Ok(tables::without_key(side)));
     findings.add("source.not_streamed", Ok(tables::not_streamed(side)));

@@ -12,6 +12,8 @@ mod server;
 mod source;
 mod tables;
 mod adopted;
+mod rows;
+mod load;
 mod target;
 mod contents;
 mod here;

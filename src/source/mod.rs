@@ -7,6 +7,7 @@
 //! ```
 
 mod publication;
+mod row_filters;
 mod slot;
 mod slot_state;
 mod blockers;
@@ -23,6 +24,7 @@ mod error;
 
 pub use error::{Blocker, Blockers, Error};
 pub use publication::{create_publication, drop_publication, publication_tables, wait_out_running_transactions};
+pub use row_filters::{publication_filters, published_otherwise, row_filter_columns};
 pub use run::{Options, Ports, SessionState, SourceEvent, run};
 pub use slot::{Identified, WhenActive, create_slot, drop_slot, identify};
 pub use slot_state::{SlotState, slot_state};

@@ -7,31 +7,44 @@ use tokio::time::{Instant, sleep};
 
 use super::Error;
 use super::blockers::open_transactions;
-use crate::model::{TableName, quote_identifier};
+use super::row_filters::{ROW_FILTERS_SINCE, publication_filters, where_clause};
+use crate::model::{RowFilters, TableName, quote_identifier};
 use crate::wire::{Session, sqlstate};
 
 /// How often we look whether old transactions have ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Creates a publication of exactly `tables`, each published as itself (leaves of a partitioned table, not its root). One
-/// that an earlier run left with the same tables is taken over.
-pub async fn create_publication(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
-    let list: Vec<String> = tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect();
+/// Creates a publication of exactly `tables`, each published as itself (leaves of a partitioned table, not its root), and
+/// of those of their rows that `rows` names. One that an earlier run left with the same tables, all whole, is taken over.
+pub async fn create_publication(
+    session: &Session,
+    publication: &str,
+    tables: &[TableName],
+    rows: &RowFilters,
+) -> Result<(), Error> {
+    let filter = tables.iter().find(|table| rows.of(table).is_some());
+    if let Some(table) = filter.filter(|_| session.server_version_num() < ROW_FILTERS_SINCE) {
+        return Err(Error::RowFilters { table: table.clone() });
+    }
+    let list: Vec<String> =
+        tables.iter().map(|table| format!("ONLY {}{}", table.quoted(), where_clause(rows.of(table)))).collect();
     let of_tables = if list.is_empty() { String::new() } else { format!(" FOR TABLE {}", list.join(", ")) };
     let sql = format!("CREATE PUBLICATION {}{of_tables}", quote_identifier(publication));
     let created = session.batch_execute(&sql).await.map_err(Error::query("create the publication"));
     match created {
         Err(error) if error.sqlstate() == Some(sqlstate::DUPLICATE_OBJECT) => {
-            take_over(session, publication, tables).await
+            take_over(session, publication, tables, rows).await
         }
         created => created,
     }
 }
 
-async fn take_over(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
+async fn take_over(session: &Session, publication: &str, tables: &[TableName], rows: &RowFilters) -> Result<(), Error> {
     let found = publication_tables(session, publication).await?.unwrap_or_default();
+    let filters = publication_filters(session, publication).await?;
     let wanted: BTreeSet<&TableName> = tables.iter().collect();
-    if found.iter().collect::<BTreeSet<_>>() == wanted {
+    let whole = filters.is_empty() && !tables.iter().any(|table| rows.of(table).is_some());
+    if whole && found.iter().collect::<BTreeSet<_>>() == wanted {
         Ok(())
     } else {
         Err(Error::PublicationExists { publication: publication.to_owned() })
