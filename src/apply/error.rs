@@ -60,6 +60,11 @@ pub enum Error {
     NoIdentity { table: TableName },
     #[error("apply a change of {table}: its values came in binary form")]
     BinaryValue { table: TableName },
+    #[error("read {what} of the migration {migration} from the state on the target")]
+    MalformedState { migration: String, what: &'static str },
+    /// Nothing is wrong: tables were set apart or taken back since this applier began.
+    #[error("apply to the tables as they were divided")]
+    Divided,
     #[error("write the position of migration {migration}: another daemon has taken it over (our epoch is {epoch})")]
     Superseded { migration: String, epoch: i64 },
 }
@@ -98,6 +103,8 @@ impl Error {
                 hint: format!("ALTER TABLE {} REPLICA IDENTITY FULL on the source", table.quoted()),
             },
             Self::BinaryValue { .. } => halt("start the stream without the option binary"),
+            Self::MalformedState { .. } => halt("`changeover abort` removes the state, `changeover run` starts anew"),
+            Self::Divided => Disposition::Retry,
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
         }
     }

@@ -23,7 +23,10 @@ pub use catalog::{
     NotStreamedKind, Partition, Sequence, SequenceOwner, Table, TableKind, Trigger, TriggerState, UniqueKey,
 };
 pub use compare::{Difference, DifferenceKind, compare};
-pub use copy::{CopyOptions, Steps, StepsRead, copy_indexes, copy_large_objects, copy_post_data, copy_pre_data};
+pub use copy::{
+    CopyOptions, Steps, StepsRead, copy_added_pre_data, copy_indexes, copy_large_objects, copy_post_data,
+    copy_post_data_of, copy_pre_data,
+};
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;
 pub(crate) use locks::holders as lock_holders;

@@ -11,11 +11,13 @@ mod settings;
 mod pre_data;
 mod indexes;
 mod post_data;
+mod added;
 mod large_objects;
 
+pub use added::copy_added_pre_data;
 pub use indexes::copy_indexes;
 pub use large_objects::copy_large_objects;
 pub use options::CopyOptions;
-pub use post_data::copy_post_data;
+pub use post_data::{copy_post_data, copy_post_data_of};
 pub use pre_data::copy_pre_data;
 pub use steps::{Steps, StepsRead};
