@@ -37,6 +37,8 @@ mod publish;
 mod migrate;
 #[path = "live/crash.rs"]
 mod crash;
+#[path = "live/resync.rs"]
+mod resync;
 #[path = "live/verify.rs"]
 mod verify;
 #[path = "live/cutover.rs"]

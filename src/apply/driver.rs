@@ -59,8 +59,7 @@ pub async fn run(options: Options, ports: Ports) -> Result<(), Error> {
 
 async fn open(options: Options, ports: Ports) -> Result<Driver, Error> {
     let catalog = wire::connect(&options.endpoint, "apply catalog").await.map_err(Error::Connect)?;
-    let held =
-        position::adopt(&catalog, &options.migration, options.lane, options.epoch, options.start).await?;
+    let held = position::adopt(&catalog, &options.migration, options.lane, options.epoch, options.start).await?;
     // Read after the generation: a newer division than that only makes the first group fail.
     let division = Division::new(options.lane, &read_members(&catalog, &options.migration).await?);
     let target = Target::open(&options, held.generation).await?;

@@ -166,11 +166,7 @@ impl Standstill {
 }
 
 /// `None` when the row is not ours.
-async fn lock(
-    session: &Session,
-    migration: &MigrationName,
-    epoch: i64,
-) -> Result<Option<Lsn>, tokio_postgres::Error> {
+async fn lock(session: &Session, migration: &MigrationName, epoch: i64) -> Result<Option<Lsn>, tokio_postgres::Error> {
     session.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")).await?;
     let sql = "SELECT commit_end::text FROM changeover.position \
                WHERE migration = $1 AND lane = 0 AND epoch = $2 FOR UPDATE";

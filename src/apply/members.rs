@@ -82,7 +82,7 @@ pub async fn record_members(
 ) -> Result<(), Error> {
     let (schemas, names): (Vec<&str>, Vec<&str>) =
         tables.map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
-    let sql = "WITH wanted AS (SELECT * FROM pg_catalog.unnest($2::text[], $3::text[]) AS w (table_schema, table_name)), \
+    let sql = "WITH wanted AS (SELECT * FROM ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) AS w (table_schema, table_name)), \
                gone AS (DELETE FROM changeover.member AS m WHERE migration = $1 \
                         AND NOT EXISTS (SELECT FROM wanted AS w WHERE w.table_schema = m.table_schema AND w.table_name = m.table_name)) \
                INSERT INTO changeover.member (migration, table_schema, table_name) SELECT $1, w.* FROM wanted AS w \
@@ -92,11 +92,7 @@ pub async fn record_members(
 }
 
 /// These are no tables of the migration any more: what is kept for them is removed. No applier runs.
-pub async fn forget_members(
-    session: &Session,
-    migration: &MigrationName,
-    tables: &[TableName],
-) -> Result<(), Error> {
+pub async fn forget_members(session: &Session, migration: &MigrationName, tables: &[TableName]) -> Result<(), Error> {
     let of_tables = among(migration, tables);
     let sql = format!(
         "BEGIN; DELETE FROM changeover.member WHERE {of_tables}; DELETE FROM changeover.unit WHERE {of_tables}; \

@@ -17,8 +17,7 @@ pub(super) fn origin_of(migration: &MigrationName, lane: Lane) -> String {
 
 /// Removes the migration's origins, as far as they are there. Nobody may be using them.
 pub async fn drop_origin(session: &Session, migration: &MigrationName) -> Result<(), Error> {
-    let sql =
-        "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = ANY ($1)";
+    let sql = "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = ANY ($1)";
     let names = [Lane::Main, Lane::Apart].map(|lane| origin_of(migration, lane));
     let dropped = session.execute(sql, &[&names.as_slice()]).await;
     dropped.map_err(|source| Error::Query { what: "drop the replication origin", source })?;

@@ -18,10 +18,12 @@ use super::options::{Shares, apply_options, kafka_options};
 use super::prepare::prepare;
 use super::receive::Receive;
 use super::requests::{Requests, verified_tables};
+use super::resync::{Resync, SettingApart};
 use super::sinks::{Feed, KafkaSink, TargetSink};
 use super::supervise::Supervisor;
 use super::touched::Listeners;
 use super::watchers;
+use crate::apply;
 use crate::config::Config;
 use crate::decode::{self, Decoder};
 use crate::link;
@@ -69,15 +71,19 @@ impl Daemon {
             // Its own position is read when it first reaches the broker; the slot was never told more than that.
             sinks.push((SinkName::Kafka, prepared.stream_start));
         }
-        let flow = Arc::new(Flow::new(&sinks));
+        let mut resume = sinks.clone();
+        resume.extend(prepared.apart.map(|position| (SinkName::Resync, position)));
+        let flow = Arc::new(Flow::new(&resume));
         let spool = Spool::open(spool::Options {
             dir: self.config.limits.spool_dir.clone(),
             memory_bytes: shares.spool_bytes,
             disk_bytes: self.config.limits.spool_bytes,
-            sinks: sinks.iter().map(|(sink, _)| *sink).collect(),
+            sinks: sinks.iter().map(|(sink, _)| *sink).chain([SinkName::Resync]).collect(),
         })?;
+        // Its place; what is set apart already needs it from the first batch on.
+        let apart = Some(spool.cursor(SinkName::Resync)).filter(|_| prepared.apart.is_some());
         let (session, session_state) = watch::channel(SessionState::Connecting);
-        let tables: Arc<[Table]> = verified_tables(&prepared.catalog).into();
+        let tables: Arc<[Table]> = verified_tables(&prepared.wanted).into();
         let listeners = Arc::new(Listeners::new(Arc::new(DirtyKeys::new(tables, shares.dirty_bytes))));
         let commands = Commands::default();
         self.board.attach(&prepared, Arc::clone(&flow), spool.clone(), session_state);
@@ -98,7 +104,7 @@ impl Daemon {
         };
         tasks.spawn(receive.run(decoder));
         let feed = Feed { flow: Arc::clone(&flow), supervisor: supervisor.clone(), link_bytes: shares.link_bytes };
-        let tables: Vec<_> = prepared.catalog.row_tables().collect();
+        let tables: Vec<_> = prepared.wanted.row_tables().collect();
         if let Some(options) = kafka_options(&self.config, &prepared.identity, &tables) {
             let sink = KafkaSink {
                 feed: feed.clone(),
@@ -109,9 +115,34 @@ impl Daemon {
             tasks.spawn(sink.run(spool.cursor(SinkName::Kafka)));
         }
         tasks.spawn(watchers::watch_slot(Arc::clone(&self.config), self.board.clone(), stop.clone()));
+        let apply = apply_options(&self.config, &prepared, &shares);
+        let catalog = Arc::new(prepared.wanted.clone());
+        let turn = Arc::default();
+        let setting_apart = SettingApart {
+            config: Arc::clone(&self.config),
+            desk: self.board.resync(),
+            flow: Arc::clone(&flow),
+            spool: spool.clone(),
+            listeners: Arc::clone(&listeners),
+            epoch: prepared.epoch,
+        };
+        setting_apart.desk.begin(prepared.resyncing.union(&prepared.joining).cloned().collect());
+        apart.into_iter().for_each(|cursor| setting_apart.desk.keep(cursor));
+        let resync = Resync {
+            setting_apart: setting_apart.clone(),
+            board: self.board.clone(),
+            supervisor: supervisor.clone(),
+            turn: Arc::clone(&turn),
+            catalog: Arc::clone(&catalog),
+            joining: prepared.joining.clone(),
+            apply: apply::Options { lane: apply::Lane::Apart, start: None, ..apply.clone() },
+            link_bytes: shares.link_bytes,
+        };
+        tasks.spawn(resync.run());
         let target = TargetSink {
+            sink: SinkName::Target,
             feed,
-            options: apply_options(&self.config, &prepared, &shares),
+            options: apply,
             commands: commands.clone(),
             touched: listeners.clone(),
             tally: self.board.tally(),
@@ -131,9 +162,10 @@ impl Daemon {
             commands,
             listeners,
             supervisor: supervisor.clone(),
-            catalog: Arc::new(prepared.catalog.clone()),
+            catalog,
+            setting_apart,
             epoch: prepared.epoch,
-            turn: Arc::default(),
+            turn,
         };
         tasks.spawn(migrate.run(prepared, target, spool.cursor(SinkName::Target)));
         tasks.spawn(requests.serve(self.requests));

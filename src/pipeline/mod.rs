@@ -8,7 +8,8 @@
 //! [daemon] starts ─► [receive] source ─► decode ─► spool ─┬─► [sinks] target
 //!     │                                                    └─► [sinks] Kafka
 //!     ├──► [migrate] copying ─► indexing ─► catching up ─► streaming      every part under [supervise]
-//!     └──► [requests] verify, cutover, pause, resume, stop
+//!     ├──► [resync] tables that are copied again or join, in a lane of their own, while the others stream
+//!     └──► [requests] verify, cutover, resync, pause, resume, stop
 //! ```
 
 mod status;
@@ -16,6 +17,7 @@ mod handle;
 mod daemon;
 mod options;
 mod prepare;
+mod membership;
 mod lead;
 mod machine;
 mod migrate;
@@ -26,6 +28,7 @@ mod commands;
 mod touched;
 mod requests;
 mod cutover;
+mod resync;
 mod watchers;
 mod board;
 mod supervise;
@@ -39,8 +42,8 @@ pub use cleanup::{Removed, abort, complete};
 pub use copy::{Copied, copy};
 pub use daemon::{Daemon, daemon};
 pub use error::Error;
-pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, VerifyRequest};
+pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, ResyncRequest, VerifyRequest};
 pub use status::{
-    CutoverStatus, LatencyStatus, Owner, Phase, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus, Status,
-    TableState, TableStatus, TableVerdictStatus, Trouble, VerificationStatus,
+    CutoverStatus, LatencyStatus, Owner, Phase, ResyncStage, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus,
+    SpoolStatus, Status, TableState, TableStatus, TableVerdictStatus, Trouble, VerificationStatus,
 };

@@ -88,10 +88,7 @@ impl Added<'_> {
                 Part::Others => {}
                 Part::Ours => {
                     let step = Step::of(entry);
-                    target
-                        .batch_execute(&step.sql())
-                        .await
-                        .map_err(Error::query(format!("make {}", step.title)))?;
+                    target.batch_execute(&step.sql()).await.map_err(Error::query(format!("make {}", step.title)))?;
                     made.insert(object(entry));
                 }
                 Part::Wanted => {
@@ -160,9 +157,8 @@ impl Added<'_> {
             sql.push_str(&format!("DELETE FROM changeover.step WHERE migration = '{migration}' AND step = {key};"));
         }
         let joins = |table: &Table| table.partition.as_ref().is_some_and(|it| !self.added.contains(&it.parent));
-        let joining = |entry: &&Entry| {
-            entry.relation().and_then(|relation| self.catalog.table(&relation)).is_some_and(joins)
-        };
+        let joining =
+            |entry: &&Entry| entry.relation().and_then(|relation| self.catalog.table(&relation)).is_some_and(joins);
         let made_by_attach: Vec<&Entry> = after
             .iter()
             .filter(mine)
@@ -172,10 +168,8 @@ impl Added<'_> {
                 attached.contains(&(&entry.schema, &index))
             })
             .collect();
-        let indexes: BTreeSet<String> = made_by_attach
-            .iter()
-            .map(|entry| entry.added_constraint().unwrap_or_else(|| entry.name.clone()))
-            .collect();
+        let indexes: BTreeSet<String> =
+            made_by_attach.iter().map(|entry| entry.added_constraint().unwrap_or_else(|| entry.name.clone())).collect();
         let attaches = after.iter().filter(|entry| entry.kind == "INDEX ATTACH" && indexes.contains(&entry.name));
         for entry in made_by_attach.iter().copied().chain(attaches) {
             let key = quote_literal(&Step::of(entry).key());

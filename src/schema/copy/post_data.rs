@@ -56,9 +56,7 @@ async fn copy(
     let dump = read_section(options, catalog, Section::PostData, &source, &worker.session).await?;
     let mut plan = Plan::default();
     let wanted = |entry: &&Entry| {
-        !is_index_entry(entry, catalog)
-            && !is_ours(entry)
-            && only.is_none_or(|tables| concerns(entry, tables, catalog))
+        !is_index_entry(entry, catalog) && !is_ours(entry) && only.is_none_or(|tables| concerns(entry, tables, catalog))
     };
     for entry in dump.entries.iter().filter(wanted) {
         plan.take(entry, catalog);
