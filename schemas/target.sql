@@ -47,6 +47,28 @@ CREATE TABLE IF NOT EXISTS changeover.unit (
     PRIMARY KEY (migration, table_schema, table_name, part)
 );
 
+-- One row a table that is copied in parts: how it was cut, so that whoever goes on after a crash cuts it alike.
+CREATE TABLE IF NOT EXISTS changeover.split (
+    migration     text NOT NULL,
+    table_schema  text NOT NULL,
+    table_name    text NOT NULL,
+    part_count    integer NOT NULL,
+    block_count   bigint NOT NULL,
+    -- pg_relation_filenode() on the source. Another one: it was truncated or rewritten, and its blocks hold other rows.
+    filenode      bigint NOT NULL,
+    -- pg_current_snapshot() of the first part. Parts read under a later one leave out what has been written since.
+    base          text NOT NULL,
+    PRIMARY KEY (migration, table_schema, table_name)
+);
+
+-- One row a schema statement that is done, written in the statement's own transaction.
+CREATE TABLE IF NOT EXISTS changeover.step (
+    migration    text NOT NULL,
+    step         text NOT NULL,
+    finished_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (migration, step)
+);
+
 -- Raised whenever the tables are divided among the lanes anew: an applier that does not know of it commits nothing more.
 ALTER TABLE changeover.position ADD COLUMN IF NOT EXISTS generation bigint NOT NULL DEFAULT 0;
 
@@ -64,14 +86,6 @@ CREATE TABLE IF NOT EXISTS changeover.member (
     -- What ends at or before this was applied to it by the other lane.
     after         pg_lsn,
     PRIMARY KEY (migration, table_schema, table_name)
-);
-
--- One row a schema statement that is done, written in the statement's own transaction.
-CREATE TABLE IF NOT EXISTS changeover.step (
-    migration    text NOT NULL,
-    step         text NOT NULL,
-    finished_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (migration, step)
 );
 
 -- The cutover's durable record. The row with step 'committed' is the commit point.

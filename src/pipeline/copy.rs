@@ -56,7 +56,9 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     if let Some(options) = &options {
         schema::copy_pre_data(options, &catalog).await?;
     }
-    snapshot::run(snapshot_options(config), &catalog, Arc::clone(&progress), stop.clone()).await?;
+    // As of one moment, however long it takes: nothing follows that could bring the tables together.
+    let options_of_rows = snapshot::Options { snapshot_age_max: None, ..snapshot_options(config) };
+    snapshot::run(options_of_rows, &catalog, Arc::clone(&progress), stop.clone()).await?;
     let mut copied = Copied::default();
     if let Some(options) = &options {
         let steps = Steps::default();

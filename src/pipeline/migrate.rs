@@ -154,6 +154,7 @@ pub(super) fn snapshot_options(config: &Config) -> snapshot::Options {
         migration: config.migration.clone(),
         workers: config.snapshot.workers,
         split_bytes: config.snapshot.split_bytes,
+        snapshot_age_max: Some(config.snapshot.snapshot_age_max),
     }
 }
 

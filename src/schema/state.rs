@@ -31,13 +31,11 @@ pub async fn drop_state(target: &Session, migration: &MigrationName) -> Result<(
          DELETE FROM changeover.migration WHERE name = '{migration}';
          DELETE FROM changeover.position WHERE migration = '{migration}';
          DELETE FROM changeover.unit WHERE migration = '{migration}';
+         DELETE FROM changeover.split WHERE migration = '{migration}';
+         DELETE FROM changeover.member WHERE migration = '{migration}';
          DELETE FROM changeover.step WHERE migration = '{migration}';
          DELETE FROM changeover.journal WHERE migration = '{migration}';
          DO $$ BEGIN
-             -- Not there in a state that an older version has made.
-             IF pg_catalog.to_regclass('changeover.member') IS NOT NULL THEN
-                 DELETE FROM changeover.member WHERE migration = '{migration}';
-             END IF;
              IF NOT EXISTS (SELECT FROM changeover.migration) THEN DROP SCHEMA changeover CASCADE; END IF;
          END $$;
          COMMIT;"

@@ -68,13 +68,15 @@ impl Place {
         } else {
             format!("TRUNCATE {only}{name}")
         };
+        let of_table = format!(
+            "migration = '{migration}' AND table_schema = {} AND table_name = {}",
+            quote_literal(&self.table.schema),
+            quote_literal(&self.table.name)
+        );
         let ready = entering(migration, epoch, std::slice::from_ref(&self.table), MemberStep::Ready);
         let sql = format!(
             "BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {emptying}; \
-             DELETE FROM changeover.unit WHERE migration = '{migration}' AND table_schema = {} AND table_name = {}; \
-             {ready}; COMMIT",
-            quote_literal(&self.table.schema),
-            quote_literal(&self.table.name)
+             DELETE FROM changeover.unit WHERE {of_table}; DELETE FROM changeover.split WHERE {of_table}; {ready}; COMMIT"
         );
         let outcome = target.batch_execute(&sql).await;
         if outcome.is_err() {
