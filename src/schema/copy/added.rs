@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use tracing::{debug, info, warn};
 
+use super::post_data::concerns;
 use super::pre_data::read_section;
 use super::worker::{Step, Worker};
 use super::{CopyOptions, roles};
@@ -152,9 +153,14 @@ impl Added<'_> {
             .collect();
         let mut sql = String::new();
         let migration = &options.migration;
-        for entry in after.iter().filter(mine) {
-            let key = quote_literal(&Step::of(entry).key());
-            sql.push_str(&format!("DELETE FROM changeover.step WHERE migration = '{migration}' AND step = {key};"));
+        for entry in after.iter().filter(|entry| concerns(entry, self.added, self.catalog)) {
+            // A key is added in two steps. Their statements are not the entry's, so the hash behind the title differs.
+            let title = Step::of(entry).title;
+            let (one, other) = (quote_literal(&title), quote_literal(&format!("VALIDATE {title}")));
+            sql.push_str(&format!(
+                "DELETE FROM changeover.step WHERE migration = '{migration}' \
+                 AND pg_catalog.regexp_replace(step, ' [0-9a-f]{{16}}$', '') IN ({one}, {other});"
+            ));
         }
         let joins = |table: &Table| table.partition.as_ref().is_some_and(|it| !self.added.contains(&it.parent));
         let joining =

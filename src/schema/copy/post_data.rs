@@ -81,7 +81,7 @@ async fn copy(
 }
 
 /// Whether it stands on one of the tables, or is a foreign key that refers to one.
-fn concerns(entry: &Entry, tables: &BTreeSet<TableName>, catalog: &Catalog) -> bool {
+pub(super) fn concerns(entry: &Entry, tables: &BTreeSet<TableName>, catalog: &Catalog) -> bool {
     let Some(relation) = entry.relation() else { return false };
     let refers = || {
         let name = entry.added_constraint()?;

@@ -8,7 +8,7 @@ use fastrand::Rng;
 use tokio::task::JoinSet;
 
 use super::world::{
-    AGAIN, TABLES, arrives, assert_equal, begin_resync, burst, load, settle, sides, step, wait_for_step,
+    AGAIN, TABLES, arrives, assert_equal, begin_resync, burst, load, refill, settle, sides, step, wait_for_step,
 };
 use crate::support::{Daemon, Db, Pair, TestConfig, source_and_target};
 
@@ -34,6 +34,7 @@ impl World {
             self.bursts += 1;
             burst(&self.source, self.bursts).await;
         }
+        refill(&self.source, self.bursts).await;
     }
 
     /// Kills the daemon at `moment`, with changes before, during and after, lets go of what held it there, and waits for

@@ -48,12 +48,17 @@ async fn nothing_is_copied_again_once_green_owns_the_writes() {
     assert_eq!(target.scalar("SELECT count(*) FROM bag").await, "500");
 }
 
-/// With a role that may not act as a replica, emptying would be checked by foreign keys and cascade through them.
+/// With a role that may no longer act as a replica, emptying would be checked by foreign keys and cascade through them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_that_may_not_empty_a_table_safely_is_told_so() {
     let pair = source_and_target().await;
     let (source, target) = sides(&pair).await;
-    target.exec("CREATE ROLE plain LOGIN PASSWORD 'x'; GRANT CREATE ON SCHEMA public TO plain").await;
+    target
+        .exec(
+            "CREATE ROLE plain LOGIN PASSWORD 'x'; GRANT CREATE ON SCHEMA public TO plain; \
+               GRANT SET ON PARAMETER session_replication_role TO plain",
+        )
+        .await;
     let database = target.scalar("SELECT quote_ident(current_database())").await;
     target.exec(&format!("GRANT ALL ON DATABASE {database} TO plain")).await;
     source
@@ -76,6 +81,7 @@ async fn a_role_that_may_not_empty_a_table_safely_is_told_so() {
     config.include = vec!["public.customer".to_owned(), "public.purchase".to_owned()];
     let mut daemon = Daemon::start(&config);
     daemon.wait_for_phase("streaming");
+    target.exec("REVOKE SET ON PARAMETER session_replication_role FROM plain").await;
     target
         .exec("ALTER TABLE purchase ADD FOREIGN KEY (customer) REFERENCES customer ON DELETE CASCADE DEFERRABLE")
         .await;

@@ -50,7 +50,7 @@ pub const TABLES: [&str; 10] =
 /// The tables that the tests copy again.
 pub const AGAIN: [&str; 4] = ["public.purchase", "public.bag", "public.piece", "public.scratch"];
 
-/// What happens: every kind of change to every table, in a few transactions. `n` is never used twice.
+/// What happens: every kind of change of rows, in a few transactions. `n` is never used twice.
 pub async fn burst(db: &Db, n: u64) {
     let (id, mine) = (1_000_000 + n * 10, 1 + n * 7 % 2900);
     db.exec(&format!(
@@ -79,14 +79,16 @@ pub async fn burst(db: &Db, n: u64) {
          BEGIN; DELETE FROM scratch_log; DELETE FROM scratch; ROLLBACK;"
     ))
     .await;
-    if n.is_multiple_of(3) {
-        db.exec(&format!(
-            "BEGIN; TRUNCATE scratch, scratch_log; INSERT INTO scratch SELECT i, 'filled {n}' FROM generate_series(1, 40) i; COMMIT;
-             UPDATE scratch SET body = body || '+' WHERE id % 2 = 0;
-             INSERT INTO scratch_log VALUES ({id}, 3)"
-        ))
-        .await;
-    }
+}
+
+/// Empties two tables in one statement, and fills them anew.
+pub async fn refill(db: &Db, n: u64) {
+    db.exec(&format!(
+        "BEGIN; TRUNCATE scratch, scratch_log; INSERT INTO scratch SELECT i, 'filled {n}' FROM generate_series(1, 40) i; COMMIT;
+         UPDATE scratch SET body = body || '+' WHERE id % 2 = 0;
+         INSERT INTO scratch_log VALUES ({n}, 3)"
+    ))
+    .await;
 }
 
 /// Bursts until told to stop; answers with how many there were.
@@ -95,6 +97,9 @@ pub async fn load(url: String, first: u64, stop: Arc<AtomicBool>) -> u64 {
     let (mut rng, mut count) = (Rng::with_seed(first), 0);
     while !stop.load(Ordering::Relaxed) {
         burst(&db, first + count).await;
+        if count % 25 == 0 {
+            refill(&db, first + count).await;
+        }
         count += 1;
         tokio::time::sleep(Duration::from_millis(rng.u64(0..20))).await;
     }
