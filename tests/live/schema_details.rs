@@ -191,6 +191,12 @@ async fn a_role_that_is_no_superuser_copies_all_but_passwords_and_says_so() {
         assert!(remedy.contains("ALTER ROLE \"clerk\" PASSWORD"), "{remedy}");
         let (verdict, message, _) = said(&daemon, "target.roles");
         assert_eq!((verdict.as_str(), message.as_str()), ("pass", "will be created: boss, clerk, team"));
+        // Who may not become a table's owner cannot give it to him.
+        blue.exec("CREATE TABLE of_postgres (id integer PRIMARY KEY)").await;
+        let (verdict, message, remedy) = said(&daemon, "target.owners");
+        assert_eq!((verdict.as_str(), message.ends_with(": postgres")), ("fail", true), "{message}");
+        assert!(remedy.starts_with("GRANT \"postgres\" TO mover;"), "{remedy}");
+        blue.exec("DROP TABLE of_postgres").await;
         let log = copy(&daemon);
         assert!(log.contains("created without its password"), "{log}");
         let there = Db::connect(&shop).await;
@@ -247,12 +253,9 @@ async fn what_needs_a_table_that_is_left_out_stays_out_and_says_so() {
     .await;
     let config = TestConfig { include: vec!["public.*".to_owned()], ..everything("needs", &pair) };
     let log = copy(&Daemon::prepare(&config));
-    for said in [
-        "FUNCTION public.of_gone",
-        "VIEW public.over_function",
-        "POLICY public.kept needs_it",
-        "RULE public.kept needs_it",
-    ] {
+    for said in
+        ["FUNCTION public.of_gone", "public.over_function", "POLICY public.kept needs_it", "RULE public.kept needs_it"]
+    {
         assert!(log.contains(said), "{said}: {log}");
     }
     for (sql, expected) in [
