@@ -97,6 +97,7 @@ async fn check_target(sides: &Sides<'_>, findings: &mut Findings) {
                 Ok(missing) => findings.0.extend([contents::roles(&missing), contents::passwords(&missing)]),
                 Err(error) => findings.0.push(unasked("target.roles", &error.into())),
             }
+            findings.add("target.present_roles", contents::present_roles(sides).await);
             findings.add_all("target.tablespaces", contents::lacks(sides).await);
             findings.add("here.pg_dump", here::pg_dump(sides).await);
         }

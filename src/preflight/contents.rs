@@ -1,6 +1,6 @@
 //! What the target holds, and whether that is what the copy expects.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
 use super::finding::{Finding, listed, statements};
@@ -195,6 +195,48 @@ pub(super) async fn owners(sides: &Sides<'_>) -> Result<Finding, Error> {
     );
     let message = format!("tables belong to roles that this user is no member of: {}", listed(&strangers));
     Ok(Finding::fail(check, message, remedy))
+}
+
+/// What `CREATE ROLE` says of a role, and the column that holds it.
+const ATTRIBUTES: [(&str, &str); 7] = [
+    ("LOGIN", "rolcanlogin"),
+    ("INHERIT", "rolinherit"),
+    ("SUPERUSER", "rolsuper"),
+    ("CREATEDB", "rolcreatedb"),
+    ("CREATEROLE", "rolcreaterole"),
+    ("REPLICATION", "rolreplication"),
+    ("BYPASSRLS", "rolbypassrls"),
+];
+
+/// A role that is there stays as it is: it may serve other databases of that cluster.
+pub(super) async fn present_roles(sides: &Sides<'_>) -> Result<Finding, Error> {
+    let check = "target.present_roles";
+    let columns = ATTRIBUTES.map(|(_, column)| column).join(", ");
+    let sql = format!("SELECT rolname::text, ARRAY[{columns}] FROM pg_roles WHERE oid >= 16384 ORDER BY rolname");
+    let (here, there) = tokio::try_join!(sides.source.session.query(&sql, &[]), sides.target.session.query(&sql, &[]))?;
+    let mut present: BTreeMap<String, Vec<bool>> = BTreeMap::new();
+    for row in &there {
+        present.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    let mut different = Vec::new();
+    for row in &here {
+        let (name, wanted): (String, Vec<bool>) = (row.try_get(0)?, row.try_get(1)?);
+        let Some(found) = present.get(&name) else { continue };
+        let words = ATTRIBUTES.iter().zip(wanted.iter().zip(found)).filter(|(_, (wanted, found))| wanted != found);
+        let words: Vec<String> = words
+            .map(|((word, _), (wanted, _))| if *wanted { (*word).to_owned() } else { format!("NO{word}") })
+            .collect();
+        if !words.is_empty() {
+            different.push((name, words.join(" ")));
+        }
+    }
+    if different.is_empty() {
+        return Ok(Finding::pass(check, "roles that are on both sides have the same attributes"));
+    }
+    let names: Vec<String> = different.iter().map(|(name, words)| format!("{name} ({words} on the source)")).collect();
+    let alter = |(name, words): &(String, String)| format!("ALTER ROLE {} {words};", quote_identifier(name));
+    let message = format!("they stay as they are, passwords included: {}", listed(&names));
+    Ok(Finding::warn(check, message, statements(&different, alter)))
 }
 
 /// `pg_authid` is for superusers alone, and managed services let nobody read it.

@@ -60,7 +60,9 @@ pub(super) async fn read_section(
     let text = options.pg_dump.section(&options.source, section, &excluded).await?;
     let mut dump = Dump::parse(&text).map_err(Error::Dump)?;
     let lacks = target_lacks(source, target).await?;
-    lacks.tell();
+    if section == Section::PreData {
+        lacks.tell();
+    }
     lacks.adapt(&mut dump);
     if section == Section::PostData && !excluded.is_empty() {
         selection::leave_out(&mut dump, &selection::parts_that_need(source, &excluded).await?);
