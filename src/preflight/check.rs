@@ -100,11 +100,13 @@ async fn check_target(sides: &Sides<'_>, findings: &mut Findings) {
         SnapshotMode::Full => {
             findings.add("target.empty", contents::empty_database(sides).await);
             findings.add("target.extensions", contents::extensions(sides).await);
+            findings.add("target.owners", contents::owners(sides).await);
             findings.add("source.extension_rows", contents::extension_rows(sides).await);
             match schema::missing_roles(&sides.source.session, &sides.target.session).await {
                 Ok(missing) => findings.0.extend([contents::roles(&missing), contents::passwords(&missing)]),
                 Err(error) => findings.0.push(unasked("target.roles", &error.into())),
             }
+            findings.add("target.present_roles", contents::present_roles(sides).await);
             findings.add_all("target.tablespaces", contents::lacks(sides).await);
             findings.add("here.pg_dump", here::pg_dump(sides).await);
         }

@@ -1,9 +1,10 @@
 //! What the target holds, and whether that is what the copy expects.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
 use super::finding::{Finding, listed, statements};
+use super::server::user;
 use super::sides::Sides;
 use crate::model::{TableName, quote_identifier};
 use crate::schema::{self, Described};
@@ -172,6 +173,70 @@ pub(super) fn roles(missing: &schema::MissingRoles) -> Finding {
     );
     let alter = |name: &String| format!("as a superuser: ALTER ROLE {} …;", quote_identifier(name));
     Finding::warn(check, message, statements(&missing.curtailed, alter))
+}
+
+/// Only who may become a role can give it a table.
+pub(super) async fn owners(sides: &Sides<'_>) -> Result<Finding, Error> {
+    let check = "target.owners";
+    let owners: BTreeSet<&str> = sides.source.catalog.tables.iter().map(|table| table.owner.as_str()).collect();
+    let owners: Vec<&str> = owners.into_iter().collect();
+    let sql = "SELECT rolname::text FROM pg_roles
+               WHERE rolname = ANY ($1) AND NOT pg_has_role(oid, 'MEMBER') ORDER BY 1";
+    let rows = sides.target.session.query(sql, &[&owners]).await?;
+    let strangers: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    if strangers.is_empty() {
+        return Ok(Finding::pass(check, "this user may give every table to its owner"));
+    }
+    let user = user(&sides.target).await?;
+    let grant = |name: &String| format!("GRANT {} TO {user};", quote_identifier(name));
+    let remedy = format!(
+        "{}\n-- or give the tables to another owner on the source: ALTER TABLE … OWNER TO …;",
+        statements(&strangers, grant)
+    );
+    let message = format!("tables belong to roles that this user is no member of: {}", listed(&strangers));
+    Ok(Finding::fail(check, message, remedy))
+}
+
+/// What `CREATE ROLE` says of a role, and the column that holds it.
+const ATTRIBUTES: [(&str, &str); 7] = [
+    ("LOGIN", "rolcanlogin"),
+    ("INHERIT", "rolinherit"),
+    ("SUPERUSER", "rolsuper"),
+    ("CREATEDB", "rolcreatedb"),
+    ("CREATEROLE", "rolcreaterole"),
+    ("REPLICATION", "rolreplication"),
+    ("BYPASSRLS", "rolbypassrls"),
+];
+
+/// A role that is there stays as it is: it may serve other databases of that cluster.
+pub(super) async fn present_roles(sides: &Sides<'_>) -> Result<Finding, Error> {
+    let check = "target.present_roles";
+    let columns = ATTRIBUTES.map(|(_, column)| column).join(", ");
+    let sql = format!("SELECT rolname::text, ARRAY[{columns}] FROM pg_roles WHERE oid >= 16384 ORDER BY rolname");
+    let (here, there) = tokio::try_join!(sides.source.session.query(&sql, &[]), sides.target.session.query(&sql, &[]))?;
+    let mut present: BTreeMap<String, Vec<bool>> = BTreeMap::new();
+    for row in &there {
+        present.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    let mut different = Vec::new();
+    for row in &here {
+        let (name, wanted): (String, Vec<bool>) = (row.try_get(0)?, row.try_get(1)?);
+        let Some(found) = present.get(&name) else { continue };
+        let words = ATTRIBUTES.iter().zip(wanted.iter().zip(found)).filter(|(_, (wanted, found))| wanted != found);
+        let words: Vec<String> = words
+            .map(|((word, _), (wanted, _))| if *wanted { (*word).to_owned() } else { format!("NO{word}") })
+            .collect();
+        if !words.is_empty() {
+            different.push((name, words.join(" ")));
+        }
+    }
+    if different.is_empty() {
+        return Ok(Finding::pass(check, "roles that are on both sides have the same attributes"));
+    }
+    let names: Vec<String> = different.iter().map(|(name, words)| format!("{name} ({words} on the source)")).collect();
+    let alter = |(name, words): &(String, String)| format!("ALTER ROLE {} {words};", quote_identifier(name));
+    let message = format!("they stay as they are, passwords included: {}", listed(&names));
+    Ok(Finding::warn(check, message, statements(&different, alter)))
 }
 
 /// `pg_authid` is for superusers alone, and managed services let nobody read it.

@@ -160,6 +160,26 @@ async fn what_users_put_into_an_extensions_own_tables_arrives() {
     std::fs::remove_dir_all(directory).unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_is_on_the_target_stays_and_what_differs_is_said() {
+    let pair = source_and_target().await;
+    let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
+    blue.exec("CREATE ROLE of_both LOGIN NOINHERIT; CREATE ROLE same LOGIN; CREATE TABLE t (id integer PRIMARY KEY)")
+        .await;
+    blue.exec("ALTER TABLE t OWNER TO of_both").await;
+    green.exec("CREATE ROLE of_both CREATEDB; CREATE ROLE same LOGIN").await;
+    let daemon = Daemon::prepare(&everything("roles", &pair));
+    let (verdict, message, remedy) = said(&daemon, "target.present_roles");
+    assert_eq!(verdict, "warn");
+    assert!(message.ends_with(": of_both (LOGIN NOINHERIT NOCREATEDB on the source)"), "{message}");
+    copy(&daemon);
+    let attributes = "SELECT rolcanlogin, rolinherit, rolcreatedb FROM pg_roles WHERE rolname = 'of_both'";
+    assert_eq!(green.query_text(attributes).await, ["f|t|t"]);
+    green.exec(&remedy).await;
+    assert_eq!(green.query_text(attributes).await, blue.query_text(attributes).await);
+    assert_eq!(green.scalar("SELECT relowner::regrole FROM pg_class WHERE relname = 't'").await, "of_both");
+}
+
 const FOR_MOVERS: &str = "
     CREATE ROLE boss NOLOGIN; CREATE ROLE clerk LOGIN PASSWORD 'c'; CREATE ROLE team NOLOGIN;
     GRANT team TO clerk;
@@ -191,6 +211,12 @@ async fn a_role_that_is_no_superuser_copies_all_but_passwords_and_says_so() {
         assert!(remedy.contains("ALTER ROLE \"clerk\" PASSWORD"), "{remedy}");
         let (verdict, message, _) = said(&daemon, "target.roles");
         assert_eq!((verdict.as_str(), message.as_str()), ("pass", "will be created: boss, clerk, team"));
+        // Who may not become a table's owner cannot give it to him.
+        blue.exec("CREATE TABLE of_postgres (id integer PRIMARY KEY)").await;
+        let (verdict, message, remedy) = said(&daemon, "target.owners");
+        assert_eq!((verdict.as_str(), message.ends_with(": postgres")), ("fail", true), "{message}");
+        assert!(remedy.starts_with("GRANT \"postgres\" TO mover;"), "{remedy}");
+        blue.exec("DROP TABLE of_postgres").await;
         let log = copy(&daemon);
         assert!(log.contains("created without its password"), "{log}");
         let there = Db::connect(&shop).await;
@@ -247,12 +273,9 @@ async fn what_needs_a_table_that_is_left_out_stays_out_and_says_so() {
     .await;
     let config = TestConfig { include: vec!["public.*".to_owned()], ..everything("needs", &pair) };
     let log = copy(&Daemon::prepare(&config));
-    for said in [
-        "FUNCTION public.of_gone",
-        "VIEW public.over_function",
-        "POLICY public.kept needs_it",
-        "RULE public.kept needs_it",
-    ] {
+    for said in
+        ["FUNCTION public.of_gone", "public.over_function", "POLICY public.kept needs_it", "RULE public.kept needs_it"]
+    {
         assert!(log.contains(said), "{said}: {log}");
     }
     for (sql, expected) in [

@@ -114,6 +114,16 @@ async fn everything_is_copied_from_13_to_18() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn everything_is_copied_from_14_to_17() {
+    is_copied(14, 17).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_copied_from_16_to_18() {
+    is_copied(16, 18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn everything_is_copied_from_15_to_15() {
     is_copied(15, 15).await;
 }

@@ -8,6 +8,7 @@ use tracing::warn;
 
 use crate::model::{quote_identifier, quote_literal};
 use crate::schema::Error;
+use crate::telemetry::chain;
 use crate::wire::Session;
 
 /// Of the database `postgres`, which nobody wrote (initdb.c).
@@ -42,7 +43,7 @@ pub(super) async fn copy_properties(source: &Session, target: &Session) -> Resul
             if error.is_closed() {
                 return Err(Error::query("set what belongs to the database")(error));
             }
-            warn!(statement, %error, "left out: a property of the database");
+            warn!(statement, error = chain(&error), "left out: a property of the database");
         }
     }
     Ok(())

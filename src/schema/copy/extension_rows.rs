@@ -56,6 +56,9 @@ pub(super) async fn copy(options: &CopyOptions, target: &Session) -> Result<(), 
     }
     let source = wire::connect(&options.source, "extensions").await.map_err(Error::Connect)?;
     let tables = extension_tables(&source).await?;
+    if tables.is_empty() {
+        return Ok(());
+    }
     let mut from = wire::connect_raw(&options.source, Mode::Sql, "extensions").await.map_err(Error::Connect)?;
     let mut to = wire::connect_raw(&options.target, Mode::Sql, "extensions").await.map_err(Error::Connect)?;
     let begin = to.simple_query("BEGIN").await;

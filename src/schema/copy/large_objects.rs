@@ -7,6 +7,7 @@ use tracing::warn;
 use super::CopyOptions;
 use crate::model::{quote_identifier, quote_literal};
 use crate::schema::Error;
+use crate::telemetry::chain;
 use crate::wire::{self, Session};
 
 const CHUNK_BYTES: i32 = 1 << 20;
@@ -83,7 +84,7 @@ async fn copy_one(source: &Session, target: &Session, object: &LargeObject) -> R
     }
     target.batch_execute(&object.ownership()).await?;
     if let Err(error) = target.batch_execute(&object.privileges()).await {
-        warn!(oid, %error, "privileges of a large object left out");
+        warn!(oid, error = chain(&error), "privileges of a large object left out");
         target.batch_execute("ROLLBACK TO privileges").await?;
     }
     target.batch_execute("COMMIT").await

@@ -15,8 +15,8 @@ use crate::schema::dump::{Entry, Section};
 use crate::schema::{Catalog, Error, Table, TableKind};
 use crate::wire;
 
-/// Foreign keys, extended statistics and `ANALYZE` which fills them, then the rest of the post-data section in its order. What is recorded as done is left
-/// alone.
+/// Foreign keys, extended statistics and `ANALYZE` which fills them, then the rest of the post-data section in its
+/// order. What is recorded as done is left alone.
 ///
 /// The stream may be applied meanwhile: a foreign key is added `NOT VALID`, which takes a lock for a moment, and
 /// validated under one that lets writers pass. A key from or to a partitioned table is checked as it is added, and

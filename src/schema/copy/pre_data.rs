@@ -8,6 +8,7 @@ use super::worker::{Step, Worker};
 use super::{CopyOptions, database, extension_rows, roles, selection, settings};
 use crate::schema::dump::{Dump, Entry, Section};
 use crate::schema::{Catalog, Error};
+use crate::telemetry::chain;
 use crate::wire::{self, Session};
 
 const TITLE: &str = "pre-data";
@@ -59,7 +60,9 @@ pub(super) async fn read_section(
     let text = options.pg_dump.section(&options.source, section, &excluded).await?;
     let mut dump = Dump::parse(&text).map_err(Error::Dump)?;
     let lacks = target_lacks(source, target).await?;
-    lacks.tell();
+    if section == Section::PreData {
+        lacks.tell();
+    }
     lacks.adapt(&mut dump);
     if section == Section::PostData && !excluded.is_empty() {
         selection::leave_out(&mut dump, &selection::parts_that_need(source, &excluded).await?);
@@ -112,6 +115,9 @@ async fn run_entry(target: &Session, entry: &Entry, partial: bool) -> Result<(),
         }
     }
     let doing = || Error::query(format!("make {}", step.title));
+    if OF_PUBLIC.contains(&(entry.kind.as_str(), entry.name.as_str())) {
+        step.optional = true;
+    }
     let may_lack = partial && !HOLDS_ROWS.contains(&entry.kind.as_str());
     if !step.optional && !may_lack {
         return target.batch_execute(&step.sql()).await.map_err(doing());
@@ -120,12 +126,16 @@ async fn run_entry(target: &Session, entry: &Entry, partial: bool) -> Result<(),
     match target.batch_execute(&step.sql()).await {
         Ok(()) => target.batch_execute("RELEASE entry").await.map_err(doing()),
         Err(error) if step.optional || lacks_something(&error) => {
-            warn!(step = step.title, %error, "left out");
+            warn!(step = step.title, error = chain(&error), "left out");
             target.batch_execute("ROLLBACK TO entry").await.map_err(doing())
         }
         Err(error) => Err(doing()(error)),
     }
 }
+
+/// The schema `public` comes with the database, and belongs to whoever made that: up to 14 to a superuser, which only a
+/// superuser can say of it.
+const OF_PUBLIC: [(&str, &str); 3] = [("SCHEMA", "public"), ("COMMENT", "SCHEMA public"), ("ACL", "SCHEMA public")];
 
 /// What no row arrives without.
 const HOLDS_ROWS: [&str; 6] = ["TABLE", "TABLE ATTACH", "SCHEMA", "EXTENSION", "SEQUENCE", "DEFAULT"];

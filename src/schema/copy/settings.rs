@@ -6,6 +6,7 @@ use tracing::warn;
 
 use crate::model::{quote_identifier, quote_literal};
 use crate::schema::Error;
+use crate::telemetry::chain;
 use crate::wire::Session;
 
 /// A line of `pg_db_role_setting`, taken apart.
@@ -45,7 +46,12 @@ pub(super) async fn copy_missing(source: &Session, target: &Session) -> Result<(
             if error.is_closed() {
                 return Err(Error::query("set the defaults of database and roles")(error));
             }
-            warn!(setting = default.name, role = default.role, %error, "default of database or role left out");
+            warn!(
+                setting = default.name,
+                role = default.role,
+                error = chain(&error),
+                "default of database or role left out"
+            );
         }
     }
     Ok(())
