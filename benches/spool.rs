@@ -61,7 +61,8 @@ fn small_transactions(dir: &Path, durable: bool) {
             let due = began + Duration::from_micros(1_000_000 / SMALL_PER_SECOND * seq);
             thread::sleep(due.saturating_duration_since(Instant::now()));
             spool.append(batch(seq, 300)).unwrap();
-            target.release(target.next_blocking().unwrap().unwrap().through);
+            let through = target.next_blocking().unwrap().unwrap().through;
+            target.release(through);
         }
         spool.close();
         syncing.join().unwrap()

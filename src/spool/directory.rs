@@ -1,6 +1,7 @@
 //! The directory the files live in: ours alone.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Error;
@@ -53,6 +54,19 @@ impl Directory {
     pub(super) fn sync(&self) -> Result<(), Error> {
         let synced = File::open(&self.path).and_then(|directory| directory.sync_all());
         synced.map_err(|source| Error::Directory { path: self.path.clone(), source })
+    }
+
+    /// Makes its own name durable too: it may have been made just now. Where we may not read the directory around it, we
+    /// have not made it.
+    pub(super) fn sync_own_name(&self) -> Result<(), Error> {
+        for around in self.path.ancestors().skip(1).take(2).filter(|around| !around.as_os_str().is_empty()) {
+            match File::open(around).and_then(|directory| directory.sync_all()) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(source) => return Err(Error::Directory { path: around.to_owned(), source }),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn path(&self) -> &Path {

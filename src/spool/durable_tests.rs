@@ -204,8 +204,7 @@ fn run_with_snapshots(seed: u64, batches: &[Batch]) -> Vec<Snapshot> {
     }
     drop(cursors);
     drop(spool);
-    let hooked = std::mem::take(&mut *snapshots.lock().unwrap());
-    hooked
+    std::mem::take(&mut *snapshots.lock().unwrap())
 }
 
 #[test]

@@ -112,14 +112,11 @@ impl Error {
 
 /// The same as an error of a durable log, which goes on by itself once there is room.
 pub(super) fn of_durable(error: Error) -> Error {
-    match error {
-        Error::Write { path, source }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
-        {
-            Error::NoRoom { path, source }
-        }
-        other => other,
+    if let Error::Write { path, source } = error {
+        let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        return if full { Error::NoRoom { path, source } } else { Error::Write { path, source } };
     }
+    error
 }
 
 /// What stays as it is until somebody does something about it.

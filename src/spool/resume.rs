@@ -181,6 +181,7 @@ impl Standing {
         };
         let resumed = Resumed { durable: Some(self.slot), ..Resumed::nothing_kept(self.slot, state.joined.clone()) };
         let state = StateFile::create(&directory, state)?;
+        directory.sync_own_name()?;
         let starts = vec![(begin.seq, 0); options.sinks.len()];
         let contents = Contents { segments: VecDeque::new(), end: begin, size_bytes: 0, starts };
         Ok((Spool::durable(options, directory, contents, state), resumed))

@@ -163,7 +163,7 @@ async fn a_copy_held_while_two_gigabytes_are_written_keeps_nothing_on_blue() {
     let spool = daemon.wait_for("an empty spool", |status| status["spool"]["disk_bytes"].as_u64() < Some(64 << 20));
     assert_eq!(spool["spool"]["released_bytes"], 0, "{}", spool["spool"]);
     daemon.terminate();
-    let removed = daemon.command(&["abort", "--yes"]);
+    let removed = daemon.command(&["abort"]);
     assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
     assert!(!daemon.spool_dir().join("held").exists());
 }
