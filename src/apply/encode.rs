@@ -14,9 +14,15 @@ pub(super) const INT8: u32 = 20;
 pub(super) const PG_LSN: u32 = 3220;
 pub(super) const TIMESTAMPTZ: u32 = 1184;
 
-/// A value came in its type's binary form, which none of our statements takes.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Binary;
+/// Why a row cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unwritable {
+    /// A value came in its type's binary form, which none of our statements takes.
+    Binary,
+    /// A value did not come: an UPDATE that moved the row into the publication's row filter left it as it was
+    /// (PITFALLS 8 and 10), and under another replica identity than FULL the stream does not carry it.
+    Unchanged,
+}
 
 /// Arrays of text under construction, one a column.
 #[derive(Debug, Default)]
@@ -56,7 +62,7 @@ impl Columns {
         tuple: &Tuple,
         first: usize,
         mut wanted: impl FnMut(usize) -> bool,
-    ) -> Result<usize, Binary> {
+    ) -> Result<usize, Unwritable> {
         let mut next = first;
         for (at, datum) in tuple.iter().enumerate() {
             if wanted(at) {
@@ -99,7 +105,7 @@ impl Columns {
 }
 
 impl Elements {
-    fn push(&mut self, datum: Datum<'_>) -> Result<(), Binary> {
+    fn push(&mut self, datum: Datum<'_>) -> Result<(), Unwritable> {
         match datum {
             Datum::Text(value) => {
                 self.bytes.put_u32(u32::try_from(value.len()).expect("PostgreSQL limits a value to 1 GB"));
@@ -109,8 +115,8 @@ impl Elements {
                 self.bytes.put_i32(-1);
                 self.has_null = true;
             }
-            Datum::Unchanged => unreachable!("a statement names only columns that have a value"),
-            Datum::Binary(_) => return Err(Binary),
+            Datum::Unchanged => return Err(Unwritable::Unchanged),
+            Datum::Binary(_) => return Err(Unwritable::Binary),
         }
         Ok(())
     }
@@ -174,7 +180,7 @@ pub(super) fn put_null(out: &mut BytesMut) {
 const COPY_MESSAGE_BYTES: usize = 64 << 10;
 
 /// CopyData messages with the rows in COPY's text format, then CopyDone ("File Formats" under COPY).
-pub(super) fn copy_rows<'a>(out: &mut BytesMut, rows: impl Iterator<Item = &'a Tuple>) -> Result<(), Binary> {
+pub(super) fn copy_rows<'a>(out: &mut BytesMut, rows: impl Iterator<Item = &'a Tuple>) -> Result<(), Unwritable> {
     let mut rows = rows.peekable();
     while rows.peek().is_some() {
         let mut written = Ok(());
@@ -191,7 +197,7 @@ pub(super) fn copy_rows<'a>(out: &mut BytesMut, rows: impl Iterator<Item = &'a T
     Ok(())
 }
 
-fn copy_row(out: &mut BytesMut, row: &Tuple) -> Result<(), Binary> {
+fn copy_row(out: &mut BytesMut, row: &Tuple) -> Result<(), Unwritable> {
     for (at, datum) in row.iter().enumerate() {
         if at > 0 {
             out.put_u8(b'\t');
@@ -199,8 +205,8 @@ fn copy_row(out: &mut BytesMut, row: &Tuple) -> Result<(), Binary> {
         match datum {
             Datum::Null => out.put_slice(b"\\N"),
             Datum::Text(value) => copy_value(out, value),
-            Datum::Unchanged => unreachable!("a new row has all its values"),
-            Datum::Binary(_) => return Err(Binary),
+            Datum::Unchanged => return Err(Unwritable::Unchanged),
+            Datum::Binary(_) => return Err(Unwritable::Binary),
         }
     }
     out.put_u8(b'\n');

@@ -65,6 +65,9 @@ pub enum Error {
     /// Nothing is wrong: tables were set apart or taken back since this applier began.
     #[error("apply to the tables as they were divided")]
     Divided,
+    /// See [`super::encode::Unwritable::Unchanged`].
+    #[error("apply a new row of {table}: the stream left out a value that the row's last UPDATE did not touch")]
+    Incomplete { table: TableName },
     #[error("write the position of migration {migration}: another daemon has taken it over (our epoch is {epoch})")]
     Superseded { migration: String, epoch: i64 },
 }
@@ -105,6 +108,13 @@ impl Error {
             Self::BinaryValue { .. } => halt("start the stream without the option binary"),
             Self::MalformedState { .. } => halt("`changeover abort` removes the state, `changeover run` starts anew"),
             Self::Divided => Disposition::Retry,
+            Self::Incomplete { table } => Disposition::Halt {
+                hint: format!(
+                    "a row was moved into the table's row filter: ALTER TABLE {} REPLICA IDENTITY FULL on the source, \
+                     then `changeover resync {table}`",
+                    table.quoted()
+                ),
+            },
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::model::{Datum, Tuple};
 
-use super::encode::{self, Binary, INT8, TEXT, TEXT_ARRAY};
+use super::encode::{self, INT8, TEXT, TEXT_ARRAY, Unwritable};
 use super::error::Error;
 use super::fold::{Layer, Run, Truncate};
 use super::key::Present;
@@ -78,7 +78,7 @@ impl Target {
         let count = table.columns.len();
         self.columns.start(count);
         for row in rows {
-            self.columns.add(row, 0, |_| true).map_err(|Binary| binary_in(table))?;
+            self.columns.add(row, 0, |_| true).map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
         let name = self.shape(script, table, Shape::Insert, || vec![TEXT_ARRAY; count]);
@@ -90,7 +90,7 @@ impl Target {
     fn copy<L>(&mut self, script: &mut Script<L>, table: &Table, rows: &[&Tuple], label: L) -> Result<(), Error> {
         let name = self.shape(script, table, Shape::Copy, Vec::new);
         encode::bind_execute(&mut script.out, &name, 0, |_| {});
-        encode::copy_rows(&mut script.out, rows.iter().copied()).map_err(|Binary| binary_in(table))?;
+        encode::copy_rows(&mut script.out, rows.iter().copied()).map_err(|why| unwritable(table, why))?;
         script.labels.push(label);
         Ok(())
     }
@@ -109,7 +109,7 @@ impl Target {
         let used = sql::update_columns(table, present);
         self.columns.start(used.iter().filter(|used| **used).count());
         for row in rows {
-            self.columns.add(row, 0, |at| used[at]).map_err(|Binary| binary_in(table))?;
+            self.columns.add(row, 0, |at| used[at]).map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
         self.counted(script, table, Shape::Update(present.clone()), rows.len(), label);
@@ -128,8 +128,8 @@ impl Target {
         let set = (0..table.columns.len()).filter(|at| present.has(*at)).count();
         self.columns.start(key.len() + set);
         for (old, new) in rows {
-            let next = self.columns.add(old, 0, |at| key.contains(&at)).map_err(|Binary| binary_in(table))?;
-            self.columns.add(new, next, |at| present.has(at)).map_err(|Binary| binary_in(table))?;
+            let next = self.columns.add(old, 0, |at| key.contains(&at)).map_err(|why| unwritable(table, why))?;
+            self.columns.add(new, next, |at| present.has(at)).map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
         self.counted(script, table, Shape::Move(present.clone()), rows.len(), label);
@@ -143,7 +143,7 @@ impl Target {
         let key = sql::key_columns(table);
         self.columns.start(key.len());
         for row in rows {
-            self.columns.add(row, 0, |at| key.contains(&at)).map_err(|Binary| binary_in(table))?;
+            self.columns.add(row, 0, |at| key.contains(&at)).map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
         self.counted(script, table, Shape::Delete, rows.len(), label);
@@ -164,8 +164,8 @@ impl Target {
             return Ok(());
         }
         self.columns.start(nulls.iter().filter(|null| !**null).count() + set);
-        let next = self.columns.add(old, 0, |at| !nulls[at]).map_err(|Binary| binary_in(table))?;
-        self.columns.add(new, next, |at| present.has(at)).map_err(|Binary| binary_in(table))?;
+        let next = self.columns.add(old, 0, |at| !nulls[at]).map_err(|why| unwritable(table, why))?;
+        self.columns.add(new, next, |at| present.has(at)).map_err(|why| unwritable(table, why))?;
         self.counted_one(script, table, Shape::UpdateOne { present, nulls }, label);
         Ok(())
     }
@@ -173,7 +173,7 @@ impl Target {
     fn delete_one<L>(&mut self, script: &mut Script<L>, table: &Table, old: &Tuple, label: L) -> Result<(), Error> {
         let nulls = nulls_of(old);
         self.columns.start(nulls.iter().filter(|null| !**null).count());
-        self.columns.add(old, 0, |at| !nulls[at]).map_err(|Binary| binary_in(table))?;
+        self.columns.add(old, 0, |at| !nulls[at]).map_err(|why| unwritable(table, why))?;
         self.counted_one(script, table, Shape::DeleteOne { nulls }, label);
         Ok(())
     }
@@ -224,6 +224,10 @@ fn nulls_of(tuple: &Tuple) -> Box<[bool]> {
     tuple.iter().map(|datum| datum == Datum::Null).collect()
 }
 
-fn binary_in(table: &Table) -> Error {
-    Error::BinaryValue { table: table.relation.name.clone() }
+fn unwritable(table: &Table, why: Unwritable) -> Error {
+    let table = table.relation.name.clone();
+    match why {
+        Unwritable::Binary => Error::BinaryValue { table },
+        Unwritable::Unchanged => Error::Incomplete { table },
+    }
 }

@@ -18,6 +18,7 @@ mod verify;
 mod resync;
 mod pause;
 mod resume;
+mod throttle;
 mod cutover;
 mod complete;
 mod abort;

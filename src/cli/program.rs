@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use super::{abort, check, complete, copy, cutover, demo, init, inspect, pause, resume, resync, run, status, verify};
+use super::{
+    abort, check, complete, copy, cutover, demo, init, inspect, pause, resume, resync, run, status, throttle, verify,
+};
 
 /// Moves a live PostgreSQL database to another cluster without downtime, and publishes the same change stream to Kafka.
 ///
@@ -40,6 +42,7 @@ enum Command {
     Resync(resync::Arguments),
     Pause(pause::Arguments),
     Resume(resume::Arguments),
+    Throttle(throttle::Arguments),
     Cutover(cutover::Arguments),
     Complete(complete::Arguments),
     Abort(abort::Arguments),
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Resync(arguments) => resync::run(arguments),
         Command::Pause(arguments) => pause::run(arguments),
         Command::Resume(arguments) => resume::run(arguments),
+        Command::Throttle(arguments) => throttle::run(arguments),
         Command::Cutover(arguments) => cutover::run(arguments),
         Command::Complete(arguments) => complete::run(arguments),
         Command::Abort(arguments) => abort::run(arguments),

@@ -8,13 +8,15 @@ use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::checked::{
-    Adoptable, Apply, Config, Control, Cutover, Kafka, KafkaFormat, Limits, Log, Snapshot, SnapshotMode, Source,
-    Target, Verify,
+    Adoptable, Apply, COPY_RATE_MIN, Config, Control, Cutover, Kafka, KafkaFormat, Limits, Log, Snapshot, SnapshotMode,
+    Source, Spool, Target, Throttle, Verify,
 };
 use super::findings::Findings;
-use super::raw::{Raw, RawApply, RawControl, RawKafka, RawLimits, RawLog, RawSnapshot, RawTables, RawVerify};
+use super::raw::{
+    Raw, RawApply, RawControl, RawKafka, RawLimits, RawLog, RawSnapshot, RawTables, RawThrottle, RawVerify,
+};
 use super::routers::check_routers;
-use crate::model::{MigrationName, TableFilter, TablePattern};
+use crate::model::{MigrationName, RowFilters, TableFilter, TablePattern};
 use crate::telemetry::LogFormat;
 
 const MIB: u64 = 1 << 20;
@@ -61,6 +63,7 @@ pub(super) fn check(raw: Raw, findings: &mut Findings<'_>) -> Option<Config> {
         sequence_margin: findings.number("cutover.sequence_margin", raw.cutover.sequence_margin, 0..=1 << 40, 1000),
         routers,
     };
+    let rows = check_rows(&raw.tables, findings);
     let tables = check_tables(raw.tables, findings);
     let snapshot = check_snapshot(raw.snapshot, findings);
     let kafka = raw.kafka.and_then(|kafka| check_kafka(kafka, &named, findings));
@@ -75,10 +78,12 @@ pub(super) fn check(raw: Raw, findings: &mut Findings<'_>) -> Option<Config> {
         source: Source { endpoint: source_endpoint?, slot, publication, slot_timeout },
         target: Target { endpoint: target_endpoint? },
         tables,
+        rows,
         snapshot,
         kafka,
         verify,
         limits,
+        spool: Spool { release_source_wal: raw.spool.release_source_wal.unwrap_or(false) },
         apply,
         cutover,
         control,
@@ -116,6 +121,26 @@ fn check_tables(raw: RawTables, findings: &mut Findings<'_>) -> TableFilter {
     filter
 }
 
+/// What a condition means is for the server to say: `changeover check` asks it.
+fn check_rows(raw: &RawTables, findings: &mut Findings<'_>) -> RowFilters {
+    let mut filters = Vec::with_capacity(raw.rows.len());
+    for (name, condition) in &raw.rows {
+        let path = "tables.rows";
+        let Some(pattern) = findings.parse(path, TablePattern::parse(name)) else { continue };
+        match pattern.exact() {
+            None => findings.problem(path, format!("{name:?}: name one table, without *")),
+            Some(_) if condition.trim().is_empty() => {
+                findings.problem(
+                    path,
+                    format!("the condition for {name:?} is empty: leave the table out to take every row"),
+                );
+            }
+            Some(table) => filters.push((table, condition.trim().to_owned())),
+        }
+    }
+    filters.into_iter().collect()
+}
+
 fn check_snapshot(raw: RawSnapshot, findings: &mut Findings<'_>) -> Snapshot {
     let modes = [("full", SnapshotMode::Full), ("data", SnapshotMode::Data), ("none", SnapshotMode::None)];
     let mem = "snapshot.maintenance_work_mem";
@@ -132,6 +157,38 @@ fn check_snapshot(raw: RawSnapshot, findings: &mut Findings<'_>) -> Snapshot {
         index_workers: findings.number("snapshot.index_workers", raw.index_workers, 1..=64, 2) as usize,
         maintenance_work_mem_bytes: findings.size_if_given(mem, raw.maintenance_work_mem, MIB..=TIB),
         pg_dump: raw.pg_dump.map(PathBuf::from),
+        throttle: check_throttle(raw.throttle, findings),
+    }
+}
+
+fn check_throttle(raw: RawThrottle, findings: &mut Findings<'_>) -> Throttle {
+    let path = |name: &str| format!("snapshot.throttle.{name}");
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+    let sessions = raw.max_active_sessions;
+    let hold_query = raw.hold_query.map(|query| query.trim().trim_end_matches(';').trim_end().to_owned());
+    if hold_query.as_deref() == Some("") {
+        findings.problem(&path("hold_query"), "is empty: leave the key out to ask nothing");
+    }
+    Throttle {
+        rate_max: findings.size_if_given(&path("max_rate"), raw.max_rate, COPY_RATE_MIN..=TIB),
+        standby_lag_bytes: findings.size_if_given(&path("max_standby_lag"), raw.max_standby_lag, MIB..=TIB),
+        standby_delay: findings.duration_if_given(&path("max_standby_delay"), raw.max_standby_delay, second..=hour),
+        active_sessions: sessions
+            .map(|count| findings.number(&path("max_active_sessions"), Some(count), 0..=100_000, 0)),
+        hold_query,
+        query_timeout: findings.duration(
+            &path("query_timeout"),
+            raw.query_timeout,
+            Duration::from_millis(10)..=Duration::from_secs(60),
+            second,
+        ),
+        interval: findings.duration(&path("interval"), raw.interval, Duration::from_millis(100)..=hour, second),
+        hold_max: findings.duration(
+            &path("max_hold"),
+            raw.max_hold,
+            Duration::ZERO..=Duration::from_secs(24 * 3600),
+            Duration::from_secs(300),
+        ),
     }
 }
 

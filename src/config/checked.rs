@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::model::{MigrationName, Secret, TableFilter};
+use crate::model::{MigrationName, RowFilters, Secret, TableFilter};
 use crate::telemetry::LogFormat;
 use crate::wire::Endpoint;
 
@@ -21,11 +21,14 @@ pub struct Config {
     /// Which of the source's tables belong to the migration. `*.*` unless the file says otherwise; the server's own
     /// schemas never belong to it, whoever reads the catalog leaves them out.
     pub tables: TableFilter,
+    /// Which of their rows, for tables that do not belong to it whole.
+    pub rows: RowFilters,
     pub snapshot: Snapshot,
     /// `None`: nothing is published.
     pub kafka: Option<Kafka>,
     pub verify: Verify,
     pub limits: Limits,
+    pub spool: Spool,
     pub apply: Apply,
     pub cutover: Cutover,
     pub control: Control,
@@ -71,6 +74,28 @@ pub struct Snapshot {
     pub maintenance_work_mem_bytes: Option<u64>,
     /// The `pg_dump` to use; `None` looks for one that is new enough.
     pub pg_dump: Option<PathBuf>,
+    pub throttle: Throttle,
+}
+
+/// Bytes a second. Slower than this a copy would not come to an end, and its snapshots would stay open for days.
+pub const COPY_RATE_MIN: u64 = 64 << 10;
+
+/// How the copy spares the source. A limit that is `None` is not asked about.
+#[derive(Clone, Debug)]
+pub struct Throttle {
+    /// Bytes a second for all workers together, until `changeover throttle` says otherwise.
+    pub rate_max: Option<u64>,
+    pub standby_lag_bytes: Option<u64>,
+    pub standby_delay: Option<Duration>,
+    pub active_sessions: Option<u64>,
+    /// The copy stands still while it says true.
+    pub hold_query: Option<String>,
+    /// Of each question that is asked about load.
+    pub query_timeout: Duration,
+    /// How often the source is asked, at most.
+    pub interval: Duration,
+    /// How long a unit may be held in the middle, altogether.
+    pub hold_max: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +144,12 @@ pub struct Limits {
     pub spool_bytes: u64,
     /// This migration's own directory: the configured one with the migration's name appended.
     pub spool_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Spool {
+    /// Make the spool durable and let the source forget what is in it.
+    pub release_source_wal: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -51,13 +51,20 @@ impl Overrides {
             (Kind::Integer, Err(_)) => {
                 return self.problem(variable, format!("expected a whole number, found {value:?}"));
             }
+            (Kind::Boolean, _) => match value.parse() {
+                Ok(choice) => Value::Boolean(choice),
+                Err(_) => return self.problem(variable, format!("expected true or false, found {value:?}")),
+            },
             (Kind::Text | Kind::Size | Kind::Duration | Kind::Choice(_), _) => Value::String(value.to_owned()),
             (Kind::List | Kind::Map | Kind::Reserved, _) => unreachable!("such keys have no variable"),
         };
-        let (table, name) = key.path.split_once('.').expect("every key stands in a table");
-        assert!(!name.contains('.'), "{}: a scalar key stands directly in its table", key.path);
-        let entry = tree.entry(table).or_insert_with(|| Value::Table(Table::new()));
-        entry.as_table_mut().expect("the document lets only a table through").insert(name.to_owned(), value);
+        let (tables, name) = key.path.rsplit_once('.').expect("every key stands in a table");
+        let mut inner = tree;
+        for table in tables.split('.') {
+            let entry = inner.entry(table).or_insert_with(|| Value::Table(Table::new()));
+            inner = entry.as_table_mut().expect("the document lets only a table through");
+        }
+        inner.insert(name.to_owned(), value);
         self.variables.insert(key.path, variable.to_owned());
     }
 

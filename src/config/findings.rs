@@ -102,12 +102,21 @@ impl<'a> Findings<'a> {
         allowed: RangeInclusive<Duration>,
         default: Duration,
     ) -> Duration {
-        let Some(typed) = typed else { return default };
-        let Some(duration) = self.parse::<_, UnitError>(path, parse_duration(&typed)) else { return default };
+        self.duration_if_given(path, typed, allowed).unwrap_or(default)
+    }
+
+    pub(super) fn duration_if_given(
+        &mut self,
+        path: &str,
+        typed: Option<String>,
+        allowed: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        let typed = typed?;
+        let duration = self.parse::<_, UnitError>(path, parse_duration(&typed))?;
         if !allowed.contains(&duration) {
             self.problem(path, format!("{typed:?} is not between {:?} and {:?}", allowed.start(), allowed.end()));
         }
-        duration
+        Some(duration)
     }
 
     /// A connection, with the password from `password_file` when there is one.

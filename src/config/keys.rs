@@ -5,6 +5,8 @@
 pub(super) enum Kind {
     Text,
     Integer,
+    /// `true` or `false`.
+    Boolean,
     /// A count of bytes: `"256MiB"`, or a bare number.
     Size,
     /// A time: `"250ms"`.
@@ -47,6 +49,7 @@ pub(super) const KEYS: &[Key] = &[
     key("target.password_file", Kind::Text),
     key("tables.include", Kind::List),
     key("tables.exclude", Kind::List),
+    key("tables.rows", Kind::Map),
     key("snapshot.mode", Kind::Choice(SNAPSHOT_MODES)),
     key("snapshot.workers", Kind::Integer),
     key("snapshot.split", Kind::Size),
@@ -54,6 +57,14 @@ pub(super) const KEYS: &[Key] = &[
     key("snapshot.index_workers", Kind::Integer),
     key("snapshot.maintenance_work_mem", Kind::Size),
     key("snapshot.pg_dump", Kind::Text),
+    key("snapshot.throttle.max_rate", Kind::Size),
+    key("snapshot.throttle.max_standby_lag", Kind::Size),
+    key("snapshot.throttle.max_standby_delay", Kind::Duration),
+    key("snapshot.throttle.max_active_sessions", Kind::Integer),
+    key("snapshot.throttle.hold_query", Kind::Text),
+    key("snapshot.throttle.query_timeout", Kind::Duration),
+    key("snapshot.throttle.interval", Kind::Duration),
+    key("snapshot.throttle.max_hold", Kind::Duration),
     key("kafka.bootstrap_servers", Kind::Text),
     key("kafka.topic_prefix", Kind::Text),
     key("kafka.format", Kind::Choice(KAFKA_FORMATS)),
@@ -68,6 +79,7 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.memory", Kind::Size),
     key("limits.spool", Kind::Size),
     key("limits.spool_dir", Kind::Text),
+    key("spool.release_source_wal", Kind::Boolean),
     key("apply.group", Kind::Size),
     key("apply.group_delay", Kind::Duration),
     key("cutover.max_pause", Kind::Duration),
@@ -167,6 +179,7 @@ mod tests {
         let variables: Vec<String> = KEYS.iter().filter_map(Key::variable).collect();
         assert!(variables.contains(&"CHANGEOVER_SOURCE_URL".to_owned()));
         assert!(variables.contains(&"CHANGEOVER_CUTOVER_MAX_PAUSE".to_owned()));
+        assert!(variables.contains(&"CHANGEOVER_SNAPSHOT_THROTTLE_MAX_RATE".to_owned()));
         assert_eq!(variables.iter().collect::<BTreeSet<_>>().len(), variables.len(), "two keys share a variable");
     }
 

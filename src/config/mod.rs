@@ -24,8 +24,8 @@ mod checked;
 mod tests;
 
 pub use checked::{
-    Adoptable, Apply, CommandRouter, Config, Control, Cutover, HttpRouter, Kafka, KafkaFormat, Limits, Log, PgBouncer,
-    Router, Snapshot, SnapshotMode, Source, Target, Verify,
+    Adoptable, Apply, COPY_RATE_MIN, CommandRouter, Config, Control, Cutover, HttpRouter, Kafka, KafkaFormat, Limits,
+    Log, PgBouncer, Router, Snapshot, SnapshotMode, Source, Target, Throttle, Verify,
 };
 pub use draft::{DraftTable, draft};
 pub use environment::{Environment, process_environment};

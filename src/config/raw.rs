@@ -17,6 +17,7 @@ pub(super) struct Raw {
     pub transform: BTreeMap<String, BTreeMap<String, String>>,
     pub verify: RawVerify,
     pub limits: RawLimits,
+    pub spool: RawSpool,
     pub apply: RawApply,
     pub cutover: RawCutover,
     pub control: RawControl,
@@ -51,6 +52,7 @@ pub(super) struct RawTarget {
 pub(super) struct RawTables {
     pub include: Option<Vec<String>>,
     pub exclude: Option<Vec<String>>,
+    pub rows: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -63,6 +65,20 @@ pub(super) struct RawSnapshot {
     pub index_workers: Option<i64>,
     pub maintenance_work_mem: Option<String>,
     pub pg_dump: Option<String>,
+    pub throttle: RawThrottle,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawThrottle {
+    pub max_rate: Option<String>,
+    pub max_standby_lag: Option<String>,
+    pub max_standby_delay: Option<String>,
+    pub max_active_sessions: Option<i64>,
+    pub hold_query: Option<String>,
+    pub query_timeout: Option<String>,
+    pub interval: Option<String>,
+    pub max_hold: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -91,6 +107,12 @@ pub(super) struct RawLimits {
     pub memory: Option<String>,
     pub spool: Option<String>,
     pub spool_dir: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawSpool {
+    pub release_source_wal: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

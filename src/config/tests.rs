@@ -91,6 +91,19 @@ listen = "9187"
 }
 
 #[test]
+fn the_source_keeps_its_log_unless_told_otherwise() {
+    assert!(!check(SMALLEST, &[]).unwrap().spool.release_source_wal);
+    let asked = format!("{SMALLEST}[spool]\nrelease_source_wal = true\n");
+    assert!(check(&asked, &[]).unwrap().spool.release_source_wal);
+    assert!(check(SMALLEST, &[("CHANGEOVER_SPOOL_RELEASE_SOURCE_WAL", "true")]).unwrap().spool.release_source_wal);
+    let variable = [("CHANGEOVER_SPOOL_RELEASE_SOURCE_WAL", "yes")];
+    let found = check(SMALLEST, &variable).expect_err("yes is no choice");
+    assert!(found[0].contains("expected true or false"), "{found:#?}");
+    let found = problems(&format!("{SMALLEST}[spool]\nrelease_source_wal = \"true\"\n"));
+    assert!(found[0].contains("expected true or false, found string"), "{found:#?}");
+}
+
+#[test]
 fn broken_toml_is_reported_with_its_line_and_nothing_is_guessed_from_it() {
     let found = problems("[migration]\nname = shop\n[source]\nurl = \"x");
     assert!(found.iter().all(|problem| problem.contains("not TOML")), "{found:#?}");
@@ -174,6 +187,46 @@ fn kafka_properties_that_exactly_once_rests_on_are_refused() {
     let kafka = "[kafka]\nbootstrap_servers = \"b:9092\"\nproperties = { acks = \"0\", \"linger.ms\" = \"20\" }\n";
     let found = problems(&format!("{SMALLEST}{kafka}"));
     assert_eq!(found, ["line 10: kafka.properties: acks is set by changeover and cannot be changed"]);
+}
+
+#[test]
+fn what_spares_the_source_is_off_until_it_is_asked_for() {
+    let throttle = check(SMALLEST, &[]).unwrap().snapshot.throttle;
+    assert_eq!((throttle.rate_max, throttle.standby_lag_bytes, throttle.standby_delay), (None, None, None));
+    assert_eq!(
+        (throttle.active_sessions, throttle.hold_query, throttle.hold_max),
+        (None, None, Duration::from_secs(300))
+    );
+    let asked =
+        "[snapshot.throttle]\nmax_standby_delay = \"30s\"\nmax_active_sessions = 0\nhold_query = \"SELECT true ; \"\n";
+    let rate = [("CHANGEOVER_SNAPSHOT_THROTTLE_MAX_RATE", "50MiB")];
+    let throttle = check(&format!("{SMALLEST}{asked}"), &rate).unwrap().snapshot.throttle;
+    assert_eq!((throttle.rate_max, throttle.active_sessions), (Some(50 << 20), Some(0)));
+    assert_eq!(
+        (throttle.standby_delay, throttle.hold_query.as_deref()),
+        (Some(Duration::from_secs(30)), Some("SELECT true"))
+    );
+    let wrong = "[snapshot.throttle]\nmax_rate = \"1KiB\"\nmax_standby_delay = \"1ms\"\nhold_query = \" ;\"\nmax_hodl = \"1s\"\n";
+    let found = problems(&format!("{SMALLEST}{wrong}"));
+    assert!(
+        found[0].starts_with("line 9: snapshot.throttle.max_rate: \"1KiB\" is not between 64 KiB and"),
+        "{found:#?}"
+    );
+    assert!(found[1].starts_with("line 10: snapshot.throttle.max_standby_delay: \"1ms\" is not between"), "{found:#?}");
+    assert!(found[2].starts_with("line 11: snapshot.throttle.hold_query: is empty"), "{found:#?}");
+    assert!(found[3].ends_with("unknown key; did you mean `max_hold`?"), "{found:#?}");
+}
+
+#[test]
+fn rows_are_named_by_table_and_never_by_pattern() {
+    let with = |rows: &str| format!("{SMALLEST}[tables.rows]\n{rows}\n");
+    let config = check(&with(r#""public.orders" = " region = 'eu' ""#), &[]).unwrap();
+    assert_eq!(config.rows.of(&crate::model::TableName::new("public", "orders")), Some("region = 'eu'"));
+    assert_eq!(
+        problems(&with(r#""public.*" = "true""#)),
+        ["line 8: tables.rows: \"public.*\": name one table, without *"]
+    );
+    assert!(problems(&with(r#""public.t" = " ""#))[0].contains("is empty"));
 }
 
 #[test]

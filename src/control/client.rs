@@ -8,7 +8,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::model::Secret;
-use crate::pipeline::{CutoverRequest, REQUEST_TIMEOUT, Refused, ResyncRequest, Status, VerifyRequest};
+use crate::pipeline::{
+    CutoverRequest, REQUEST_TIMEOUT, Refused, ResyncRequest, Status, ThrottleRequest, VerifyRequest,
+};
 
 /// Long enough for a daemon on a busy machine, short enough for an operator.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -106,6 +108,10 @@ impl Client {
 
     pub fn resume(&self) -> Result<Value, ClientError> {
         self.post("resume", &serde_json::json!({}))
+    }
+
+    pub fn throttle(&self, request: &ThrottleRequest) -> Result<Value, ClientError> {
+        self.post("throttle", request)
     }
 
     pub fn stop(&self) -> Result<Value, ClientError> {

@@ -33,10 +33,18 @@ pub(super) fn set(status: &Status) {
         }
     }
     gauge!(names::SPOOL_BYTES, migration()).set(status.spool.disk_bytes as f64);
+    gauge!(names::SPOOL_RELEASED_BYTES, migration()).set(status.spool.released_bytes as f64);
     gauge!(names::QUEUE_BYTES, with(names::LABEL_STAGE, "spool")).set(status.spool.memory_bytes as f64);
     gauge!(names::QUEUE_CAPACITY_BYTES, with(names::LABEL_STAGE, "spool_disk"))
         .set(status.spool.disk_capacity_bytes as f64);
     gauge!(names::SNAPSHOT_PROGRESS_RATIO, migration()).set(snapshot_ratio(status));
+    let held = |reason, held: bool| {
+        gauge!(names::SNAPSHOT_HELD, with(names::LABEL_REASON, reason)).set(f64::from(u8::from(held)));
+    };
+    held("load", !status.throttle.held.is_empty());
+    held("pause", status.paused && status.phase.copies());
+    counter!(names::SNAPSHOT_HELD_SECONDS_TOTAL, migration()).absolute(status.throttle.held_seconds_total as u64);
+    gauge!(names::SNAPSHOT_RATE_LIMIT_BYTES, migration()).set(status.throttle.max_rate_bytes.unwrap_or(0) as f64);
     gauge!(names::CUTOVER_READY, migration()).set(f64::from(u8::from(is_cutover_ready(status))));
     if let Some(pause_ms) = status.cutover.as_ref().and_then(|cutover| cutover.pause_ms) {
         gauge!(names::CUTOVER_PAUSE_SECONDS, migration()).set(pause_ms / 1000.0);

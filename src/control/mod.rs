@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! GET  /healthz /readyz /metrics / /api/v1/status              ─► what is going on
-//! POST /api/v1/{verify,cutover,pause,resume,stop}   ─[access]─► pipeline::Handle
+//! POST /api/v1/{verify,cutover,pause,resume,throttle,stop}  ─[access]─► pipeline::Handle
 //! ```
 //!
 //! [`Client`] is the other end: what the command line talks through.

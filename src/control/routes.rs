@@ -41,6 +41,7 @@ pub(super) fn router(shared: Shared, access: Access) -> Router {
         .route("/api/v1/resync", post(resync))
         .route("/api/v1/pause", post(pause))
         .route("/api/v1/resume", post(resume))
+        .route("/api/v1/throttle", post(throttle))
         .route("/api/v1/stop", post(stop))
         .route_layer(from_fn_with_state(access, guard));
     Router::new()
@@ -114,6 +115,13 @@ async fn pause(State(shared): State<Shared>) -> Response {
 
 async fn resume(State(shared): State<Shared>) -> Response {
     answer(shared.0.handle.resume().await)
+}
+
+async fn throttle(State(shared): State<Shared>, body: Bytes) -> Response {
+    match read(&body) {
+        Ok(request) => answer(shared.0.handle.throttle(request).await),
+        Err(response) => response,
+    }
 }
 
 async fn stop(State(shared): State<Shared>) -> Response {

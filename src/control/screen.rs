@@ -1,7 +1,8 @@
 //! The status as people read it in a terminal.
 
 use crate::config::format_size;
-use crate::pipeline::{Owner, Phase, SinkStatus, SnapshotStatus, Status, TableState, TableStatus, Trouble};
+use crate::pipeline::{Owner, Phase, SinkStatus, Status, TableState, TableStatus, ThrottleStatus, Trouble};
+use crate::telemetry::clock;
 
 /// Narrower than this nothing lines up any more.
 const COLUMNS_MIN: usize = 60;
@@ -23,7 +24,8 @@ impl Screen {
 
     pub fn draw(&self, status: &Status) -> Vec<String> {
         let mut lines = vec![self.headline(status), flow(status)];
-        lines.extend(copy(&status.snapshot, status.phase));
+        lines.extend(copy(status));
+        lines.extend(self.held(&status.throttle));
         lines.extend(status.sinks.iter().map(sink));
         lines.push(spool(status));
         lines.extend(verification(status));
@@ -47,6 +49,13 @@ impl Screen {
         let right = format!("writes: {owner}");
         let gap = self.columns.saturating_sub(width(&left) + width(&right)).max(2);
         format!("{left}{}{right}", " ".repeat(gap))
+    }
+
+    fn held(&self, throttle: &ThrottleStatus) -> Vec<String> {
+        let Some(since_us) = throttle.held_since_us else { return Vec::new() };
+        let for_seconds = clock::unix_us().saturating_sub(since_us) as f64 / 1e6;
+        let why = throttle.held.join("; ");
+        wrap(&format!("held for {}: {why}", duration_words(for_seconds)), self.columns)
     }
 
     fn trouble(&self, word: &str, trouble: &Trouble) -> Vec<String> {
@@ -114,16 +123,19 @@ fn flow(status: &Status) -> String {
     )
 }
 
-fn copy(snapshot: &SnapshotStatus, phase: Phase) -> Option<String> {
+fn copy(status: &Status) -> Option<String> {
+    let (snapshot, phase) = (&status.snapshot, status.phase);
+    let limit = status.throttle.max_rate_bytes.map(|rate| format!(" (limit {}/s)", format_size(rate)));
     let eta = snapshot.eta_seconds.map(|eta| format!(" · {} left", duration_words(eta))).unwrap_or_default();
     match phase {
         Phase::Copying => Some(format!(
-            "copy     {} of {} tables · {} of {} · {}/s{eta}",
+            "copy     {} of {} tables · {} of {} · {}/s{}{eta}",
             snapshot.tables_done,
             snapshot.tables_total,
             format_size(snapshot.bytes_copied),
             format_size(snapshot.bytes_total),
             format_size(snapshot.bytes_per_second as u64),
+            limit.unwrap_or_default(),
         )),
         Phase::Indexing => Some(format!("indexes  {} of {} built{eta}", snapshot.indexes_done, snapshot.indexes_total)),
         Phase::Preparing | Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => None,
@@ -144,9 +156,14 @@ fn sink(sink: &SinkStatus) -> String {
 
 fn spool(status: &Status) -> String {
     let spool = &status.spool;
-    let full = if spool.full { " · FULL: the stream waits for the slowest sink" } else { "" };
+    let full = if spool.full { " · FULL: the stream waits for the slowest sink, blue keeps its log" } else { "" };
+    let released = if spool.releases_source_wal {
+        format!(" · holds {} that blue need not keep", format_size(spool.released_bytes))
+    } else {
+        String::new()
+    };
     format!(
-        "spool    {} in memory · {} of {} on disk{full}",
+        "spool    {} in memory · {} of {} on disk{released}{full}",
         format_size(spool.memory_bytes),
         format_size(spool.disk_bytes),
         format_size(spool.disk_capacity_bytes),

@@ -10,7 +10,7 @@ use crate::config::{Environment, parse};
 use crate::model::{Secret, SinkName};
 use crate::pipeline::{
     self, LatencyStatus, Owner, Phase, ResyncStage, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus,
-    SpoolStatus, Status, TableState, TableStatus, TableVerdictStatus, Trouble, VerificationStatus,
+    SpoolStatus, Status, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
 };
 use crate::telemetry;
 
@@ -147,6 +147,15 @@ fn status() -> Status {
         source: SourceStatus { connected: true, slot_retained_bytes: Some(3 << 30), ..SourceStatus::default() },
         lag_bytes: 5 << 20,
         lag_seconds: 1.25,
+        throttle: ThrottleStatus {
+            held: vec![
+                "standby a_standby_with_a_long_name is 123456789 bytes behind".into(),
+                "hold_query says true".into(),
+            ],
+            held_since_us: Some(telemetry::clock::unix_us() - 200_000_000),
+            max_rate_bytes: Some(50 << 20),
+            ..ThrottleStatus::default()
+        },
         latency: LatencyStatus { p50_ms: Some(3.0), p99_ms: Some(17.0) },
         sinks: vec![SinkStatus {
             sink: SinkName::Target,
@@ -156,7 +165,14 @@ fn status() -> Status {
             transactions_total: 1_000_000,
             rows_total: 12_345_678,
         }],
-        spool: SpoolStatus { memory_bytes: 1 << 20, disk_bytes: 1 << 30, disk_capacity_bytes: 20 << 30, full: false },
+        spool: SpoolStatus {
+            memory_bytes: 1 << 20,
+            disk_bytes: 1 << 30,
+            disk_capacity_bytes: 20 << 30,
+            full: false,
+            releases_source_wal: true,
+            released_bytes: 1 << 30,
+        },
         snapshot: SnapshotStatus {
             tables_total: 4,
             tables_done: 1,
@@ -208,6 +224,9 @@ fn the_status_fits_the_terminal_and_shows_what_moves_first() {
             lines.iter().position(|line| line.contains(word)).unwrap_or_else(|| panic!("{word}: {lines:#?}"))
         };
         assert!(at("public.copying") < at("public.waiting") && at("public.waiting") < at("public.different"));
+        assert!(columns < 120 || lines[at("copy  ")].contains("/s (limit 50 MiB/s)"), "{lines:#?}");
+        assert!(lines[at("held for")].starts_with("held for 3m 2"), "{lines:#?}");
+        assert!(at("held for") <= at("hold_query says"));
         assert!(at("HALTED kafka") < at("hint: start the broker"));
         assert!(lines[at("public.copying")].contains(" 50%"), "{lines:#?}");
         assert!(lines[0].starts_with("shop  copying") && lines[0].ends_with("writes: blue"));

@@ -1,5 +1,8 @@
 //! Which tables belong to a migration.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::TableName;
@@ -22,6 +25,31 @@ pub struct TablePattern {
 enum Piece {
     Any,
     One(char),
+}
+
+/// Which rows of a table belong to the migration, for tables that do not belong to it whole: SQL conditions over the
+/// source's row. Clones are cheap.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowFilters(Arc<BTreeMap<TableName, String>>);
+
+impl RowFilters {
+    pub fn of(&self, table: &TableName) -> Option<&str> {
+        self.0.get(table).map(String::as_str)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&TableName, &str)> {
+        self.0.iter().map(|(table, filter)| (table, filter.as_str()))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(TableName, String)> for RowFilters {
+    fn from_iter<I: IntoIterator<Item = (TableName, String)>>(filters: I) -> Self {
+        Self(Arc::new(filters.into_iter().collect()))
+    }
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -62,6 +90,18 @@ impl TablePattern {
             Ok([schema, table]) if !schema.is_empty() && !table.is_empty() => Ok(Self { schema, table }),
             Ok(_) | Err(_) => Err(wrong()),
         }
+    }
+
+    /// The one table it means; `None` when it holds a star.
+    pub fn exact(&self) -> Option<TableName> {
+        let text = |pieces: &[Piece]| {
+            let one = |piece: &Piece| match piece {
+                Piece::One(character) => Some(*character),
+                Piece::Any => None,
+            };
+            pieces.iter().map(one).collect::<Option<String>>()
+        };
+        Some(TableName::new(text(&self.schema)?, text(&self.table)?))
     }
 
     pub fn matches(&self, table: &TableName) -> bool {
@@ -113,6 +153,9 @@ mod tests {
         ] {
             assert_eq!(filter.matches(&TableName::new(schema, name)), expected, "{schema}.{name}");
         }
+        let exact = |text: &str| TablePattern::parse(text).unwrap().exact();
+        assert_eq!(exact(r"a\.b.c\*"), Some(TableName::new("a.b", "c*")));
+        assert_eq!((exact("a.*"), exact("*.b")), (None, None));
         for wrong in ["", "orders", "a.b.c", ".x", "x.", r"a.b\"] {
             assert!(TablePattern::parse(wrong).is_err(), "{wrong}");
         }

@@ -24,7 +24,7 @@ pub use align::{Aligned, ApplyCommand, Misaligned, marker_prefix};
 pub use batch::{Batch, Part, Transaction, TransactionOrigin};
 pub use change::{Change, ChangeKind, OldKind, OldTuple, RelationIndex};
 pub use disposition::Disposition;
-pub use filter::{InvalidPattern, TableFilter, TablePattern};
+pub use filter::{InvalidPattern, RowFilters, TableFilter, TablePattern};
 pub use frame::{Frame, FrameBatch, FramePayload};
 pub use lsn::{Lsn, ParseLsnError};
 pub use names::{InvalidName, MigrationName, SinkName, TableName, quote_identifier, quote_literal};

@@ -9,17 +9,18 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::flow::Flow;
+use super::options::throttle_options;
 use super::prepare::Prepared;
 use super::resync::Desk;
 use super::status::{
     CutoverStatus, LatencyStatus, Owner, Phase, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus,
-    Status, TableState, TableStatus, TableVerdictStatus, VerificationStatus, printed,
+    Status, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, VerificationStatus, printed,
 };
 use super::troubles::Troubles;
 use crate::config::Config;
 use crate::model::{RowCounts, Settled, SinkName, SourceIdentity, TableName};
 use crate::schema::Steps;
-use crate::snapshot::{CopyState, Progress, TableProgress};
+use crate::snapshot::{CopyState, Progress, TableProgress, Throttle};
 use crate::source::SessionState;
 use crate::spool::Spool;
 use crate::telemetry::{Latency, Tally, clock};
@@ -41,6 +42,7 @@ struct Inner {
     latency: Arc<Latency>,
     sinks: BTreeMap<SinkName, watch::Sender<Settled>>,
     progress: Arc<Progress>,
+    throttle: Arc<Throttle>,
     /// When the copy began: rates are read from here.
     copy_began: OnceLock<Instant>,
     indexes: Arc<Steps>,
@@ -82,6 +84,7 @@ impl Board {
             latency: Arc::default(),
             sinks,
             progress: Arc::default(),
+            throttle: Arc::new(Throttle::new(throttle_options(config))),
             copy_began: OnceLock::new(),
             indexes: Arc::default(),
             stream: OnceLock::new(),
@@ -153,6 +156,10 @@ impl Board {
         Arc::clone(&self.0.progress)
     }
 
+    pub(super) fn throttle(&self) -> Arc<Throttle> {
+        Arc::clone(&self.0.throttle)
+    }
+
     pub(super) fn indexing(&self) -> Arc<Steps> {
         Arc::clone(&self.0.indexes)
     }
@@ -196,6 +203,7 @@ impl Board {
         let sinks: Vec<SinkStatus> = inner.sinks.iter().map(|(name, settled)| self.sink(*name, settled)).collect();
         let target = sinks.iter().find(|sink| sink.sink == SinkName::Target).expect("the target is always a sink");
         let tables = self.tables(phase);
+        let throttle = inner.throttle.read();
         Status {
             migration: inner.migration.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -211,6 +219,12 @@ impl Board {
             latency: self.latencies(),
             spool: self.spool(),
             snapshot: self.snapshot(phase, &tables),
+            throttle: ThrottleStatus {
+                held: throttle.reasons,
+                held_since_us: throttle.held_since_us,
+                held_seconds_total: throttle.held_total.as_secs_f64(),
+                max_rate_bytes: throttle.rate_max,
+            },
             tables,
             verification: self.verification_status(),
             cutover: lock(&inner.cutover).clone(),
@@ -266,6 +280,8 @@ impl Board {
             disk_bytes: usage.disk_bytes,
             disk_capacity_bytes: usage.disk_capacity_bytes,
             full: usage.full(),
+            releases_source_wal: stream.spool.is_durable(),
+            released_bytes: stream.flow.released_bytes(),
         }
     }
 

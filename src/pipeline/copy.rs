@@ -8,10 +8,13 @@ use tokio_util::sync::CancellationToken;
 use super::error::Error;
 use super::lead::take_lead;
 use super::migrate::{schema_options, snapshot_options};
+use super::options::throttle_options;
+use super::prepare::ready;
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
+use crate::preflight;
 use crate::schema::{self, Migration, Steps};
-use crate::snapshot::{self, Progress};
+use crate::snapshot::{self, Progress, Throttle};
 use crate::source;
 use crate::wire;
 
@@ -33,6 +36,9 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     let catalog = schema::read_catalog(&source, &config.tables).await?;
     if catalog.row_tables().next().is_none() {
         return Err(Error::NoTables);
+    }
+    if schema::read_migration(&target, &config.migration).await?.is_none() {
+        ready(&preflight::check_copy(config).await)?;
     }
     schema::install_state(&target).await?;
     take_lead(&target, &config.migration).await?;
@@ -57,8 +63,11 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
         schema::copy_pre_data(options, &catalog).await?;
     }
     // As of one moment, however long it takes: nothing follows that could bring the tables together.
-    let options_of_rows = snapshot::Options { snapshot_age_max: None, ..snapshot_options(config) };
-    snapshot::run(options_of_rows, &catalog, Arc::clone(&progress), stop.clone()).await?;
+    let throttle = Arc::new(Throttle::new(throttle_options(config)));
+    let options_of_rows =
+        snapshot::Options { snapshot_age_max: None, ..snapshot_options(config, Arc::clone(&throttle)) };
+    let copying = snapshot::run(options_of_rows, &catalog, Arc::clone(&progress), stop.clone());
+    throttle.beside(Box::pin(copying)).await?;
     let mut copied = Copied::default();
     if let Some(options) = &options {
         let steps = Steps::default();

@@ -1,6 +1,6 @@
 //! Everything that can go wrong in a part, and what is to be done about it.
 
-use crate::model::{Disposition, Lsn, SourceIdentity};
+use crate::model::{Disposition, Lsn, SourceIdentity, TableName};
 use crate::{apply, cutover, decode, publish, schema, snapshot, source, spool, verify, wire};
 
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +42,14 @@ pub enum Error {
     NotReady { failed: usize, report: String },
     #[error("no table of the source matches [tables] include and exclude")]
     NoTables,
+    #[error("publication {publication} carries other rows than [tables] rows says of {table}")]
+    OtherRows { publication: String, table: TableName },
     #[error("the adopted slot {slot} does not exist on the source")]
     NoAdoptedSlot { slot: String },
     #[error("the adopted slot {slot} has no position: nobody has finished creating it")]
     AdoptedSlotUnfinished { slot: String },
     #[error("the stored phase {phase:?} is none this version knows")]
     UnknownPhase { phase: String },
-    #[error("the target starts at {position}, which the slot no longer holds")]
-    Behind { position: Lsn },
     #[error("migration {migration} has not been cut over")]
     NotCutOver { migration: String },
     #[error("migration {migration} is cut over: green owns the writes")]
@@ -64,8 +64,6 @@ pub enum Error {
     Led { migration: String, holder: String },
     #[error("another daemon has taken migration {migration} over")]
     Superseded { migration: String },
-    #[error("Kafka holds the stream through {held}, but the slot begins at {start}: what is between them is not there")]
-    KafkaBehind { held: Lsn, start: Lsn },
     #[error("publish {tables}, which publication {publication} does not have")]
     NotPublished { publication: String, tables: String, statement: String },
     #[error("publish {tables}, whose UPDATE and DELETE would then fail on the source: no replica identity")]
@@ -74,6 +72,11 @@ pub enum Error {
     TransactionsOpen { blockers: String },
     #[error("set the tables apart while the spool has let go of the transaction under way")]
     SpoolForgot,
+    #[error(
+        "Kafka holds {}, but what can be sent begins at {start}: what is between them is not there",
+        held.map_or("nothing of the stream".to_owned(), |held| format!("the stream through {held}"))
+    )]
+    KafkaBehind { held: Option<Lsn>, start: Lsn },
     #[error("there is no migration {migration} on the target")]
     NoMigration { migration: String },
 }
@@ -101,18 +104,21 @@ impl Error {
             ),
             Self::NotReady { .. } => halt("do what the failed checks say, then start again"),
             Self::NoTables => halt("correct [tables] include and exclude; `changeover inspect` lists what there is"),
+            Self::OtherRows { .. } => halt(
+                "what was copied and streamed so far are the publication's rows: say the same in [tables] rows, or \
+                 `changeover abort` and start again",
+            ),
             Self::NoAdoptedSlot { .. } => {
                 halt("create it, or leave [source] slot out so that changeover makes its own")
             }
             Self::AdoptedSlotUnfinished { .. } => halt("finish or drop it, then adopt another"),
             Self::UnknownPhase { .. } => halt("use the version of changeover that started this migration"),
-            Self::Behind { .. } => halt("`changeover abort`, then start again: the rows must be copied anew"),
             Self::NotCutOver { .. } => halt("`changeover abort` ends a migration that has not been cut over"),
             Self::AlreadyCutOver { .. } => halt("`changeover complete` ends a migration that has been cut over"),
             Self::RemoveSpool { .. } => halt("remove the directory by hand: nothing rests on it any more"),
             Self::Led { .. } => halt("stop that daemon first, or let it go on: one leads at a time"),
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
-            Self::KafkaBehind { .. } => {
+            Self::KafkaBehind { held: Some(_), .. } => {
                 halt("start the topics anew under another [kafka] topic_prefix, or `changeover abort` and start again")
             }
             Self::NotPublished { statement, .. } => {
@@ -122,6 +128,10 @@ impl Error {
                 Disposition::Halt { hint: format!("on the source: {statement}; then start the daemon again") }
             }
             Self::TransactionsOpen { .. } | Self::SpoolForgot => Disposition::Retry,
+            Self::KafkaBehind { held: None, .. } => halt(
+                "when [kafka] is new to this migration, start once without [spool] release_source_wal. Otherwise its \
+                 position was lost: put the topic back, or `changeover abort` and start again",
+            ),
             Self::NoMigration { .. } => halt("check [migration] name and [target] url; `changeover run` starts one"),
         }
     }

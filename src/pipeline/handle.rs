@@ -24,6 +24,7 @@ pub(super) enum Request {
     Resync(ResyncRequest, Answer),
     Pause(Answer),
     Resume(Answer),
+    Throttle(ThrottleRequest, Answer),
     Stop(Answer),
 }
 
@@ -50,6 +51,16 @@ pub struct CutoverRequest {
 pub struct ResyncRequest {
     /// `schema.table` patterns, at least one.
     pub tables: Vec<String>,
+}
+
+/// One of both. The other limits are the configuration's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ThrottleRequest {
+    /// What all workers of the copy together may read in a second.
+    pub max_rate_bytes: Option<u64>,
+    /// No limit to the rate, nor the configuration's.
+    pub off: bool,
 }
 
 /// A request that was not carried out. `failed` tells "it was tried and failed" (exit 3) from "it is not possible now"
@@ -88,7 +99,7 @@ impl Handle {
         self.ask(|answer| Request::Resync(request, answer)).await
     }
 
-    /// The target takes no more changes until [`Self::resume`].
+    /// No part of a table is begun, and the target takes no more changes, until [`Self::resume`].
     pub async fn pause(&self) -> Result<serde_json::Value, Refused> {
         self.ask(Request::Pause).await
     }
@@ -96,6 +107,11 @@ impl Handle {
     /// Ends a pause, and makes halted parts try again.
     pub async fn resume(&self) -> Result<serde_json::Value, Refused> {
         self.ask(Request::Resume).await
+    }
+
+    /// Limits the rate of the copy, or ends the limit, until the daemon ends.
+    pub async fn throttle(&self, request: ThrottleRequest) -> Result<serde_json::Value, Refused> {
+        self.ask(|answer| Request::Throttle(request, answer)).await
     }
 
     /// Drains and ends the daemon.

@@ -17,7 +17,7 @@ use crate::config::{Config, SnapshotMode};
 use crate::cutover::Owner;
 use crate::model::{SinkName, TableHandover};
 use crate::schema::{self, CopyOptions};
-use crate::snapshot;
+use crate::snapshot::{self, Throttle};
 use crate::spool::Cursor;
 use crate::wire;
 
@@ -34,6 +34,8 @@ impl Migrate {
         if self.bring_rows(&prepared).await.is_none() || self.settle_ownership(&prepared).await.is_none() {
             return;
         }
+        // Asked for while the copy came to its end.
+        self.board.throttle().unpaused(&self.supervisor.stop).await;
         let loading = || self.handovers();
         let Some(handovers) = self.supervisor.keep("hand-over", loading).await else { return };
         let newest = handovers.iter().map(|handover| handover.until).max().unwrap_or(prepared.consistent_point);
@@ -85,9 +87,13 @@ impl Migrate {
         if self.config.snapshot.mode == SnapshotMode::Full {
             schema::copy_pre_data(&self.schema_options(prepared).await?, &prepared.catalog).await?;
         }
-        let options = snapshot_options(&self.config);
+        let throttle = self.board.throttle();
+        let options = snapshot_options(&self.config, Arc::clone(&throttle));
         let stop = self.supervisor.stop.child_token();
-        snapshot::run(options, &prepared.catalog, self.board.copying(), stop).await?;
+        let copying = snapshot::run(options, &prepared.catalog, self.board.copying(), stop.clone());
+        throttle.beside(Box::pin(copying)).await?;
+        // Nothing that comes after the copy can be paused before the stream is applied.
+        throttle.unpaused(&stop).await;
         if self.config.snapshot.mode == SnapshotMode::Full && prepared.catalog.large_object_count > 0 {
             let stop = self.supervisor.stop.child_token();
             let count = schema::copy_large_objects(&self.schema_options(prepared).await?, stop).await?;
@@ -147,7 +153,7 @@ pub(super) async fn store_phase(config: &Config, epoch: i64, phase: Phase) -> Re
     Ok(())
 }
 
-pub(super) fn snapshot_options(config: &Config) -> snapshot::Options {
+pub(super) fn snapshot_options(config: &Config, throttle: Arc<Throttle>) -> snapshot::Options {
     snapshot::Options {
         source: config.source.endpoint.clone(),
         target: config.target.endpoint.clone(),
@@ -155,6 +161,8 @@ pub(super) fn snapshot_options(config: &Config) -> snapshot::Options {
         workers: config.snapshot.workers,
         split_bytes: config.snapshot.split_bytes,
         snapshot_age_max: Some(config.snapshot.snapshot_age_max),
+        rows: config.rows.clone(),
+        throttle,
     }
 }
 

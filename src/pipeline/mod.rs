@@ -7,6 +7,7 @@
 //!     ▼
 //! [daemon] starts ─► [receive] source ─► decode ─► spool ─┬─► [sinks] target
 //!     │                                                    └─► [sinks] Kafka
+//!     ├──► [durable] spool ─► disk ─► what the source may forget, when the spool is more than a cache
 //!     ├──► [migrate] copying ─► indexing ─► catching up ─► streaming      every part under [supervise]
 //!     ├──► [resync] tables that are copied again or join, in a lane of their own, while the others stream
 //!     └──► [requests] verify, cutover, resync, pause, resume, stop
@@ -24,6 +25,7 @@ mod migrate;
 mod receive;
 mod sinks;
 mod flow;
+mod durable;
 mod commands;
 mod touched;
 mod requests;
@@ -42,8 +44,8 @@ pub use cleanup::{Removed, abort, complete};
 pub use copy::{Copied, copy};
 pub use daemon::{Daemon, daemon};
 pub use error::Error;
-pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, ResyncRequest, VerifyRequest};
+pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, ResyncRequest, ThrottleRequest, VerifyRequest};
 pub use status::{
     CutoverStatus, LatencyStatus, Owner, Phase, ResyncStage, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus,
-    SpoolStatus, Status, TableState, TableStatus, TableVerdictStatus, Trouble, VerificationStatus,
+    SpoolStatus, Status, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
 };

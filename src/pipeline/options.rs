@@ -6,6 +6,7 @@ use super::prepare::Prepared;
 use crate::config::{Config, KafkaFormat};
 use crate::model::{Secret, SourceIdentity};
 use crate::schema::Table;
+use crate::snapshot::{LoadLimits, ThrottleOptions};
 use crate::{apply, publish};
 
 /// Source transactions in one Kafka transaction, at most: a reader sees them when it commits.
@@ -31,6 +32,24 @@ impl Shares {
             dirty_bytes: memory_bytes / 8,
             kafka_bytes: memory_bytes / 8,
         }
+    }
+}
+
+/// How the copy spares the source.
+pub(super) fn throttle_options(config: &Config) -> ThrottleOptions {
+    let throttle = config.snapshot.throttle.clone();
+    ThrottleOptions {
+        source: config.source.endpoint.clone(),
+        limits: LoadLimits {
+            standby_lag_bytes: throttle.standby_lag_bytes,
+            standby_delay: throttle.standby_delay,
+            active_sessions: throttle.active_sessions,
+            hold_query: throttle.hold_query,
+        },
+        interval: throttle.interval,
+        query_timeout: throttle.query_timeout,
+        hold_max: throttle.hold_max,
+        rate_max: throttle.rate_max,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::error::Error;
 use super::lead::take_lead;
@@ -45,7 +45,7 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
     let source = wire::connect(&config.source.endpoint, "control").await.map_err(Error::Source)?;
     let state = wire::connect(&config.target.endpoint, "control").await.map_err(Error::Target)?;
     if schema::read_migration(&state, &config.migration).await?.is_none() {
-        check(config).await?;
+        ready(&preflight::check(config).await)?;
     }
     let identified = source::identify(&config.source.endpoint).await?;
     let wanted = schema::read_catalog(&source, &config.tables).await?;
@@ -75,10 +75,9 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
     let target_position = position.unwrap_or(consistent_point);
     let stream_start = slot_position(config, &source).await?.unwrap_or(consistent_point);
     let membership = membership::settle(config, &source, &state, &migration, phase, &wanted).await?;
-    let behind = membership.apart.map_or(target_position, |apart| apart.min(target_position));
-    if stream_start > behind {
-        return Err(Error::Behind { position: behind });
-    }
+    // One that joins may not be published yet.
+    let published = membership::restricted(&membership.catalog, |table| !membership.resyncing.contains(table));
+    same_rows(config, &source, &published).await?;
     info!(migration = %config.migration, phase = phase.as_str(), %target_position, %stream_start, epoch, "prepared");
     let row_estimates = if phase.copies() { BTreeMap::new() } else { row_estimates(&state).await? };
     let prepared = Prepared {
@@ -111,9 +110,11 @@ async fn row_estimates(state: &Session) -> Result<BTreeMap<TableName, u64>, Erro
     Ok(rows.iter().map(estimate).collect())
 }
 
-/// A migration that would fail later is refused before anything is made.
-async fn check(config: &Config) -> Result<(), Error> {
-    let report = preflight::check(config).await;
+/// A migration that would fail later is refused before anything is made; what somebody should know is logged.
+pub(super) fn ready(report: &preflight::Report) -> Result<(), Error> {
+    for finding in report.warnings() {
+        warn!(check = finding.check, remedy = finding.remedy, "{}", finding.message);
+    }
     match report.failed() {
         0 => Ok(()),
         failed => Err(Error::NotReady { failed, report: report.failures().to_string() }),
@@ -151,7 +152,7 @@ async fn make_stream(
     if !config.source.publication.adopted {
         let tables: Vec<TableName> = catalog.row_tables().map(|table| table.name.clone()).collect();
         source::drop_publication(source, &config.source.publication.name).await?;
-        source::create_publication(source, &config.source.publication.name, &tables).await?;
+        source::create_publication(source, &config.source.publication.name, &tables, &config.rows).await?;
     }
     let point = if config.source.slot.adopted {
         adopted_position(config, source).await?
@@ -164,6 +165,19 @@ async fn make_stream(
     schema::set_consistent_point(state, &config.migration, epoch, point).await?;
     info!(slot = config.source.slot.name, %point, "slot and publication are ready");
     Ok(point)
+}
+
+/// A migration that has begun goes on with the rows it began with. A publication that is gone is told by the stream.
+async fn same_rows(config: &Config, source: &Session, catalog: &Catalog) -> Result<(), Error> {
+    let publication = &config.source.publication.name;
+    if source::publication_tables(source, publication).await?.is_none() {
+        return Ok(());
+    }
+    let tables = catalog.row_tables().map(|table| &table.name);
+    match source::published_otherwise(source, publication, tables, &config.rows).await?.first() {
+        Some(table) => Err(Error::OtherRows { publication: publication.clone(), table: (*table).clone() }),
+        None => Ok(()),
+    }
 }
 
 async fn adopted_position(config: &Config, source: &Session) -> Result<Lsn, Error> {

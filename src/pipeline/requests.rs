@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::board::Board;
 use super::commands::Commands;
 use super::error::Error;
 use super::flow::Flow;
-use super::handle::{Answer, Refused, Request, VerifyRequest};
+use super::handle::{Answer, Refused, Request, ThrottleRequest, VerifyRequest};
 use super::resync::SettingApart;
 use super::status::Phase;
 use super::supervise::Supervisor;
 use super::touched::{Chosen, Listeners};
-use crate::config::Config;
+use crate::config::{COPY_RATE_MIN, Config};
 use crate::link;
-use crate::model::{Disposition, TableFilter, TableName, TablePattern};
+use crate::model::{Disposition, RowFilters, TableFilter, TableName, TablePattern};
 use crate::schema::Catalog;
 use crate::telemetry::chain;
 use crate::verify::{self, Aligner, Table};
@@ -88,6 +88,7 @@ impl Requests {
             Request::Resync(request, answer) => reply(answer, self.resync(request).await),
             Request::Pause(answer) => reply(answer, self.pause().await),
             Request::Resume(answer) => reply(answer, self.resume().await),
+            Request::Throttle(request, answer) => reply(answer, self.throttle(request)),
             Request::Stop(answer) => {
                 reply(answer, Ok(serde_json::json!({ "stopping": true })));
                 self.supervisor.stop.cancel();
@@ -148,14 +149,31 @@ impl Requests {
     }
 
     async fn pause(&self) -> Result<serde_json::Value, Refused> {
+        let _turn = self.turn()?;
+        match self.board.phase() {
+            // Nothing is applied yet. The phase is not left before the pause has ended.
+            Phase::Preparing | Phase::Copying => {
+                self.board.throttle().pause();
+                self.board.paused(true);
+                info!("paused as asked: no part of a table is begun");
+                return Ok(serde_json::json!({ "paused": true, "through": null }));
+            }
+            Phase::Indexing => {
+                return Err(Refused::now(
+                    "pause while indexing: what is built on the target is built to its end",
+                    "ask again once `changeover status` says catching_up or streaming",
+                ));
+            }
+            Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => {}
+        }
         if let Some(what) = self.board.resync().why_not_whole() {
             return Err(Refused::now(
                 format!("pause while a resync is under way ({what})"),
                 "wait for it: `changeover status --watch` shows it",
             ));
         }
-        let _turn = self.turn()?;
         let through = self.commands.hold().await.map_err(|error| Refused::now(error.to_string(), "try again later"))?;
+        self.board.throttle().pause();
         self.board.paused(true);
         info!(%through, "paused as asked");
         Ok(serde_json::json!({ "paused": true, "through": through.to_string() }))
@@ -163,12 +181,34 @@ impl Requests {
 
     async fn resume(&self) -> Result<serde_json::Value, Refused> {
         self.supervisor.resume.notify_waiters();
+        self.board.throttle().resume();
         if self.board.status().paused {
-            self.commands.release().await.map_err(|error| Refused::now(error.to_string(), "try again later"))?;
+            // An applier that is not there, or is there anew, is not held.
+            if let Err(error) = self.commands.release().await {
+                debug!(%error, "no applier to let go");
+            }
             self.board.paused(false);
         }
         info!("resumed as asked");
         Ok(serde_json::json!({ "paused": false }))
+    }
+
+    fn throttle(&self, request: ThrottleRequest) -> Result<serde_json::Value, Refused> {
+        let rate = match (request.max_rate_bytes, request.off) {
+            (Some(rate), false) if rate >= COPY_RATE_MIN => Some(rate),
+            (Some(rate), false) => {
+                return Err(Refused::now(
+                    format!("limit the copy to {rate} bytes a second: its snapshots would stay open for too long"),
+                    format!("ask for at least {COPY_RATE_MIN}, or `changeover pause`"),
+                ));
+            }
+            (None, true) => None,
+            (Some(_), true) | (None, false) => {
+                return Err(Refused::now("limit the copy to what?", "send either max_rate_bytes or off"));
+            }
+        };
+        self.board.throttle().limit_rate(rate);
+        Ok(serde_json::json!({ "max_rate_bytes": rate }))
     }
 
     pub(super) fn turn(&self) -> Result<tokio::sync::OwnedMutexGuard<()>, Refused> {
@@ -235,7 +275,7 @@ fn stopping() -> Refused {
 }
 
 /// What is verified: every table whose rows we bring, with all its columns.
-pub(super) fn verified_tables(catalog: &Catalog) -> Vec<Table> {
+pub(super) fn verified_tables(catalog: &Catalog, rows: &RowFilters) -> Vec<Table> {
     let tables = catalog.row_tables().map(|table| {
         let key = table.primary_key.clone().unwrap_or_else(|| {
             // Under FULL the identity is the whole row, which is no key.
@@ -251,6 +291,7 @@ pub(super) fn verified_tables(catalog: &Catalog) -> Vec<Table> {
             target: table.name.clone(),
             columns: table.columns.iter().map(|column| column.name.clone()).collect(),
             key: key.iter().map(key_column).collect(),
+            rows: rows.of(&table.name).map(str::to_owned),
         }
     });
     tables.collect()

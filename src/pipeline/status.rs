@@ -13,7 +13,7 @@ pub struct Status {
     pub phase: Phase,
     /// Which side owns the applications' writes.
     pub owner: Owner,
-    /// Set by `pause`: the target takes no changes until `resume`.
+    /// Set by `pause`: no part of a table is begun, and the target takes no changes, until `resume`.
     pub paused: bool,
     /// Why a part stands still, and what to do; the rest goes on.
     pub halted: Vec<Trouble>,
@@ -30,6 +30,8 @@ pub struct Status {
     pub sinks: Vec<SinkStatus>,
     pub spool: SpoolStatus,
     pub snapshot: SnapshotStatus,
+    /// How the copy spares the source.
+    pub throttle: ThrottleStatus,
     pub tables: Vec<TableStatus>,
     pub verification: Option<VerificationStatus>,
     pub cutover: Option<CutoverStatus>,
@@ -117,6 +119,10 @@ pub struct SpoolStatus {
     pub disk_capacity_bytes: u64,
     /// The stream has stopped reading until a sink has caught up.
     pub full: bool,
+    /// The spool is durable, and the source is told to forget what is in it (`[spool] release_source_wal`).
+    pub releases_source_wal: bool,
+    /// Log that the source need not keep because the spool holds it for a sink that is behind.
+    pub released_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -132,6 +138,17 @@ pub struct SnapshotStatus {
     pub eta_seconds: Option<f64>,
     pub indexes_total: u64,
     pub indexes_done: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ThrottleStatus {
+    /// Why load on the source holds the copy; empty when it does not.
+    pub held: Vec<String>,
+    pub held_since_us: Option<i64>,
+    /// How long load has held the copy altogether.
+    pub held_seconds_total: f64,
+    /// What all workers together may read in a second; `None` is no limit.
+    pub max_rate_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

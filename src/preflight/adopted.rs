@@ -7,6 +7,7 @@ use super::finding::{Finding, listed, statements};
 use super::server::user;
 use super::sides::Sides;
 use crate::model::{TableName, quote_identifier, quote_literal};
+use crate::source;
 
 pub(super) async fn slot(sides: &Sides<'_>) -> Result<Finding, Error> {
     let slot = &sides.config.source.slot;
@@ -156,15 +157,18 @@ async fn adopted_publication(sides: &Sides<'_>, name: &str, row: &Row) -> Result
 async fn filtered(sides: &Sides<'_>, name: &str) -> Result<Finding, Error> {
     let check = "source.publication";
     if sides.source.catalog.major() >= 15 {
+        if let Some(finding) = other_rows(sides, name).await? {
+            return Ok(finding);
+        }
         let sql = "SELECT n.nspname, c.relname FROM pg_publication_rel r
                    JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid
                    JOIN pg_namespace n ON n.oid = c.relnamespace
-                   WHERE p.pubname = $1 AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) ORDER BY 1, 2";
+                   WHERE p.pubname = $1 AND r.prattrs IS NOT NULL ORDER BY 1, 2";
         let tables = names(&sides.source.session.query(sql, &[&name]).await?)?;
         let tables: Vec<&TableName> =
             tables.iter().filter(|table| sides.source.catalog.table(table).is_some()).collect();
         if !tables.is_empty() {
-            let message = format!("{name} leaves rows or columns out of {}", listed(&tables));
+            let message = format!("{name} leaves columns out of {}", listed(&tables));
             let quoted = quote_identifier(name);
             let again = |table: &&TableName| {
                 let table = table.quoted();
@@ -173,7 +177,29 @@ async fn filtered(sides: &Sides<'_>, name: &str) -> Result<Finding, Error> {
             return Ok(Finding::fail(check, message, statements(&tables, again)));
         }
     }
-    Ok(Finding::pass(check, format!("{name} is adopted and holds every table whole")))
+    let what = if sides.config.rows.is_empty() { "every table whole" } else { "the rows of tables.rows" };
+    Ok(Finding::pass(check, format!("{name} is adopted and holds {what}")))
+}
+
+/// The rows that are copied and compared must be those that are streamed.
+async fn other_rows(sides: &Sides<'_>, name: &str) -> Result<Option<Finding>, Error> {
+    let (session, rows) = (&sides.source.session, &sides.config.rows);
+    let tables = sides.source.catalog.row_tables().map(|table| &table.name);
+    let otherwise = source::published_otherwise(session, name, tables, rows).await?;
+    if otherwise.is_empty() {
+        return Ok(None);
+    }
+    let message = format!("{name} publishes other rows than tables.rows says of {}", listed(&otherwise));
+    let quoted = quote_identifier(name);
+    let again = |table: &&TableName| {
+        let filter = rows.of(table).map(|filter| format!(" WHERE ({filter})")).unwrap_or_default();
+        let table = table.quoted();
+        format!(
+            "ALTER PUBLICATION {quoted} DROP TABLE ONLY {table}; ALTER PUBLICATION {quoted} ADD TABLE ONLY {table}{filter};"
+        )
+    };
+    let remedy = format!("{}\n-- or say the same in [tables.rows]", statements(&otherwise, again));
+    Ok(Some(Finding::fail("source.publication", message, remedy)))
 }
 
 fn names(rows: &[Row]) -> Result<Vec<TableName>, Error> {

@@ -1,7 +1,7 @@
 //! Why a question could not be asked.
 
 use crate::model::Disposition;
-use crate::{schema, wire};
+use crate::{schema, source, wire};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -9,6 +9,8 @@ pub enum Error {
     Reach(#[from] wire::Error),
     #[error("read the catalog")]
     Catalog(#[from] schema::Error),
+    #[error(transparent)]
+    Source(#[from] source::Error),
     #[error("ask the server")]
     Query(#[from] tokio_postgres::Error),
 }
@@ -19,6 +21,7 @@ impl Error {
         match self {
             Self::Reach(error) => error.disposition(),
             Self::Catalog(error) => error.disposition(),
+            Self::Source(error) => error.disposition(),
             Self::Query(error) if error.is_closed() => Disposition::Retry,
             Self::Query(_) => Disposition::Halt { hint: "look at the server's message, then check again".to_owned() },
         }

@@ -12,6 +12,8 @@ mod server;
 mod source;
 mod tables;
 mod adopted;
+mod rows;
+mod load;
 mod target;
 mod contents;
 mod here;
@@ -20,7 +22,7 @@ mod routes;
 mod care;
 mod inventory;
 
-pub use check::check;
+pub use check::{check, check_copy};
 pub use error::Error;
 pub use finding::{Finding, Report, Verdict};
 pub use inventory::{Inventory, InventoryTable, inspect};

@@ -14,6 +14,8 @@ pub(super) struct Copied {
     pub(super) table: Table,
     pub(super) destination: Destination,
     pub(super) cut: Cut,
+    /// Which of its rows belong to the migration; `None`: all.
+    pub(super) filter: Option<String>,
 }
 
 /// How a table is cut into parts. One that was begun by an earlier attempt stays as it was cut then.

@@ -15,8 +15,8 @@ use super::record::{self, Partial, Recorded, handovers};
 use super::snapshots::Snapshots;
 use super::split::TableCopy;
 use super::worker::{Attempt, work};
-use super::{Error, Progress};
-use crate::model::{MigrationName, TableHandover, TableName};
+use super::{Error, Progress, Throttle};
+use crate::model::{MigrationName, RowFilters, TableHandover, TableName};
 use crate::schema::Catalog;
 use crate::wire::{self, Endpoint, Session};
 
@@ -33,6 +33,10 @@ pub struct Options {
     /// No snapshot is held on the source for longer, except by a part that is being read (and by a table without key,
     /// all of which is read under one). `None`: one snapshot for everything.
     pub snapshot_age_max: Option<Duration>,
+    /// Which rows are copied, for tables that are not copied whole.
+    pub rows: RowFilters,
+    /// Asked before each unit and between its chunks; the caller asks the source beside ([`Throttle::beside`]).
+    pub throttle: Arc<Throttle>,
 }
 
 /// Tables looked at by one query for rows that are not ours.
@@ -121,7 +125,8 @@ async fn choose(
             return Err(Error::WouldFire { table: table.name.clone() });
         }
         let cut = plan::cut(table, &destination, catalog.server_version_num, options.split_bytes);
-        chosen.push(Copied { table: table.clone(), destination, cut });
+        let filter = options.rows.of(&table.name).map(str::to_owned);
+        chosen.push(Copied { table: table.clone(), destination, cut, filter });
     }
     Ok(chosen)
 }

@@ -10,19 +10,26 @@ use crate::model::{Lsn, MigrationName, SnapshotSet, quote_identifier, quote_lite
 pub(super) fn copy_out(unit: &Unit, base: Option<&SnapshotSet>) -> String {
     let copied = &unit.of.copied;
     let (name, columns, format) = (copied.table.name.quoted(), columns(copied), format_of(copied));
-    match copied.cut.blocks(unit.part) {
+    match (copied.cut.blocks(unit.part), filter_of(copied)) {
         // A list of no columns can be selected, and not written behind the name of a table.
-        None if columns.is_empty() => format!("COPY (SELECT FROM ONLY {name}) TO STDOUT ({format})"),
-        None => format!("COPY {name} ({columns}) TO STDOUT ({format})"),
-        Some(blocks) => {
+        (None, None) if columns.is_empty() => format!("COPY (SELECT FROM ONLY {name}) TO STDOUT ({format})"),
+        (None, None) => format!("COPY {name} ({columns}) TO STDOUT ({format})"),
+        (None, Some(filter)) => format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {filter}) TO STDOUT ({format})"),
+        (Some(blocks), filter) => {
             let to = blocks.to.map(|to| format!(" AND ctid < '({to},0)'::tid")).unwrap_or_default();
             let old = base.map(|base| format!(" AND {}", written_before(base))).unwrap_or_default();
+            let filter = filter.map(|filter| format!(" AND {filter}")).unwrap_or_default();
             format!(
-                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{old}) TO STDOUT ({format})",
+                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{old}{filter}) TO STDOUT ({format})",
                 blocks.from
             )
         }
     }
+}
+
+/// On lines of its own: it may end in a comment.
+fn filter_of(copied: &Copied) -> Option<String> {
+    copied.filter.as_ref().map(|filter| format!("(\n{filter}\n)"))
 }
 
 /// Rows (tuples, that is) written by transactions that had ended before `base` saw anything running: whoever reads them
@@ -207,7 +214,8 @@ impl Settle<'_> {
 
     fn out(&self, columns: &str, which: &str) -> String {
         let (name, format) = (self.copied.table.name.quoted(), format_of(self.copied));
-        format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {which}) TO STDOUT ({format})")
+        let filter = filter_of(self.copied).map(|filter| format!(" AND {filter}")).unwrap_or_default();
+        format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {which}{filter}) TO STDOUT ({format})")
     }
 
     fn key(&self) -> String {
@@ -282,8 +290,13 @@ pub(super) mod tests {
             may_be_split: true,
             binary: true,
         };
-        let copied = Copied { table, destination, cut: Cut { part_count, block_count: 10 } };
+        let copied = Copied { table, destination, cut: Cut { part_count, block_count: 10 }, filter: None };
         Unit { of: Arc::new(TableCopy::new(copied, None)), part: part_count - 1 }
+    }
+
+    fn filtered(unit: Unit, filter: &str) -> Unit {
+        let copied = Copied { filter: Some(filter.to_owned()), ..unit.of.copied.clone() };
+        Unit { of: Arc::new(TableCopy::new(copied, None)), part: unit.part }
     }
 
     #[test]
@@ -302,6 +315,15 @@ pub(super) mod tests {
         assert_eq!(
             copy_out(&part, None),
             r#"COPY (SELECT "a" FROM ONLY "s"."t" WHERE ctid >= '(5,0)'::tid) TO STDOUT (FORMAT binary)"#
+        );
+        assert_eq!(
+            copy_out(&filtered(part.clone(), "a = 1 OR b"), None),
+            "COPY (SELECT \"a\" FROM ONLY \"s\".\"t\" WHERE ctid >= '(5,0)'::tid AND (\na = 1 OR b\n)) \
+             TO STDOUT (FORMAT binary)"
+        );
+        assert_eq!(
+            copy_out(&filtered(unit(vec![column("a", None)], 1), "b"), None),
+            "COPY (SELECT \"a\" FROM ONLY \"s\".\"t\" WHERE (\nb\n)) TO STDOUT (FORMAT binary)"
         );
         assert_eq!(copy_in(&part.of.copied), r#"COPY "s"."t" ("a") FROM STDIN (FORMAT binary)"#);
         let migration = "m".parse().unwrap();

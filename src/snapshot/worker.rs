@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -12,6 +13,7 @@ use super::plan::{Task, Unit};
 use super::progress::{CopyState, Counts};
 use super::snapshots::Snapshots;
 use super::split::{Begun, TableCopy};
+use super::throttle::Pace;
 use super::{Error, Options, Progress, sql};
 use crate::model::{SnapshotSet, TableName};
 use crate::wire::{self, CopyIn, CopyOut, Mode, RawConnection, sqlstate};
@@ -22,6 +24,9 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 /// us, which no server notices: an idle holder waits for nobody. The attempt fails instead, lets it through, and begins
 /// again.
 const LOCK_TIMEOUT_MS: u32 = 3_000;
+/// A hold that is over sooner costs nobody the snapshot: taking another one means that the tables begun under this one
+/// have to be settled.
+const SNAPSHOT_KEPT: Duration = Duration::from_secs(5);
 
 /// What all workers of an attempt share.
 pub(super) struct Attempt {
@@ -90,6 +95,7 @@ async fn stopped_and_patience_over(stop: &CancellationToken) {
 async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
     let mut worker: Option<Worker<'_>> = None;
     while let Some(task) = attempt.next_task() {
+        wait_for_permission(attempt, &mut worker).await?;
         if attempt.stop.is_cancelled() {
             return Err(Error::Stopped);
         }
@@ -105,6 +111,20 @@ async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
     if let Some(worker) = worker {
         worker.close().await;
     }
+    Ok(())
+}
+
+/// Waits while the copy is held. The snapshot goes when it takes long, and what is left is read under another one.
+async fn wait_for_permission(attempt: &Attempt, worker: &mut Option<Worker<'_>>) -> Result<(), Error> {
+    let throttle = &attempt.options.throttle;
+    if timeout(SNAPSHOT_KEPT, throttle.may_begin(&attempt.stop)).await.is_ok() {
+        return Ok(());
+    }
+    if let Some(worker) = worker {
+        worker.let_go().await?;
+    }
+    attempt.snapshots.release().await;
+    throttle.may_begin(&attempt.stop).await;
     Ok(())
 }
 
@@ -147,6 +167,15 @@ impl<'a> Worker<'a> {
         let adopted = self.source.simple_query(&sql).await;
         adopted.map_err(|source| Error::Prepare { doing: "adopt the snapshot on the source", source })?;
         self.adopted = Some(Arc::clone(holder));
+        Ok(())
+    }
+
+    /// Holds no snapshot from now on.
+    async fn let_go(&mut self) -> Result<(), Error> {
+        if self.adopted.take().is_some() {
+            let ended = self.source.simple_query("COMMIT").await;
+            ended.map_err(|source| Error::Prepare { doing: "let the snapshot on the source go", source })?;
+        }
         Ok(())
     }
 
@@ -206,7 +235,8 @@ impl<'a> Worker<'a> {
         let mut rows = self.source.copy_out(out).await.map_err(failed("read the source"))?;
         let mut into = self.target.copy_in(into).await.map_err(failed("write to the target"))?;
         let mut moved = Moved::default();
-        let forwarded = forward(&mut rows, &mut into, counts, &mut moved, &self.attempt.stop).await;
+        let pace = self.attempt.options.throttle.pace();
+        let forwarded = forward(&mut rows, &mut into, counts, &mut moved, pace, &self.attempt.stop).await;
         let taken = match forwarded {
             Ok(Ended::AtTheEnd) => into.finish().await.map_err(failed("write to the target")),
             Ok(Ended::Stopped) => {
@@ -304,6 +334,7 @@ async fn forward(
     into: &mut CopyIn<'_>,
     counts: &Counts,
     moved: &mut Moved,
+    mut pace: Pace<'_>,
     stop: &CancellationToken,
 ) -> Result<Ended, (&'static str, wire::Error)> {
     loop {
@@ -314,6 +345,7 @@ async fn forward(
         };
         let Some(chunk) = chunk else { return Ok(Ended::AtTheEnd) };
         let bytes = chunk.frames.len() as u64;
+        pace.admit(bytes, stop).await;
         into.write(&chunk.frames).await.map_err(|source| ("write to the target", source))?;
         moved.bytes += bytes;
         moved.frames += chunk.frame_count;

@@ -16,6 +16,8 @@ use crate::wire::RawConnection;
 /// a moment to notice.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// A busy machine may leave our reports waiting for this long.
+const SENDER_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
 /// How the stream is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,13 +122,19 @@ fn check_slot(options: &Options, state: &SlotState, resume: Option<Lsn>) -> Resu
     }
 }
 
-/// In milliseconds; 0 is off.
+/// In milliseconds; 0 is off. A role's or a database's own may be shorter than we can promise to answer in.
 async fn sender_timeout(connection: &mut RawConnection) -> Result<Option<Duration>, Error> {
     let sql = "SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'";
     let rows = connection.simple_query(sql).await.map_err(Error::wire("read wal_sender_timeout"))?;
     let ms: Option<u64> = text(rows.first(), 0).and_then(|text| text.parse().ok());
     let ms = ms.ok_or(Error::Malformed { what: "wal_sender_timeout is no number" })?;
-    Ok((ms > 0).then(|| Duration::from_millis(ms)))
+    let timeout = (ms > 0).then(|| Duration::from_millis(ms));
+    if timeout.is_some_and(|timeout| timeout < SENDER_TIMEOUT_MIN) {
+        let sql = format!("SET wal_sender_timeout = {}", SENDER_TIMEOUT_MIN.as_millis());
+        connection.simple_query(&sql).await.map_err(Error::wire("raise wal_sender_timeout"))?;
+        return Ok(Some(SENDER_TIMEOUT_MIN));
+    }
+    Ok(timeout)
 }
 
 /// The newest each server knows ("Logical Streaming Replication Parameters"): 2 streams transactions that are in

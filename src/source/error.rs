@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::{Disposition, Lsn, SourceIdentity};
+use crate::model::{Disposition, Lsn, SourceIdentity, TableName};
 use crate::wire;
 
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +49,10 @@ pub enum Error {
     SlotNotCreated { slot: String, seconds: u64, blockers: Blockers },
     #[error("find publication {publication} on the source")]
     PublicationMissing { publication: String },
-    #[error("create publication {publication}: it exists already, with other tables")]
+    #[error("create publication {publication}: it exists already, with other tables or rows")]
     PublicationExists { publication: String },
+    #[error("publish only some rows of {table}: row filters need PostgreSQL 15 or later")]
+    RowFilters { table: TableName },
     #[error("wait {seconds} s for the transactions that were running when the publication was made: {blockers}")]
     TransactionsOpen { seconds: u64, blockers: Blockers },
     /// A server does so when it shuts down.
@@ -121,6 +123,7 @@ impl Error {
                 "create publication {publication} again only together with a new copy: `changeover abort`, then begin \
                  again"
             )),
+            Self::RowFilters { table } => halt(format!("take {table} out of tables.rows, or exclude it")),
             Self::PublicationExists { .. } => halt(
                 "`changeover abort` removes what an earlier run left; or adopt it with source.publication".to_owned(),
             ),

@@ -7,6 +7,7 @@
 //! ```
 
 mod publication;
+mod row_filters;
 mod slot;
 mod slot_state;
 mod blockers;
@@ -26,6 +27,7 @@ pub use publication::{
     add_to_publication, addition, create_publication, drop_publication, publication_tables, remove_from_publication,
     wait_out_running_transactions,
 };
+pub use row_filters::{publication_filters, published_otherwise, row_filter_columns};
 pub use run::{Options, Ports, SessionState, SourceEvent, run};
 pub use slot::{Identified, WhenActive, create_slot, drop_slot, identify};
 pub use slot_state::{SlotState, slot_state};

@@ -7,31 +7,40 @@ use tokio::time::{Instant, sleep};
 
 use super::Error;
 use super::blockers::open_transactions;
-use crate::model::{TableName, quote_identifier};
+use super::row_filters::{ROW_FILTERS_SINCE, publication_filters, where_clause};
+use crate::model::{RowFilters, TableName, quote_identifier};
 use crate::wire::{Session, sqlstate};
 
 /// How often we look whether old transactions have ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const LOCK_TIMEOUT_MS: u32 = 2_000;
 
-/// Creates a publication of exactly `tables`, each published as itself (leaves of a partitioned table, not its root). One
-/// that an earlier run left with the same tables is taken over.
-pub async fn create_publication(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
-    let of_tables = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", list_of(tables)) };
+/// Creates a publication of exactly `tables`, each published as itself (leaves of a partitioned table, not its root), and
+/// of those of their rows that `rows` names. One that an earlier run left with the same tables, all whole, is taken over.
+pub async fn create_publication(
+    session: &Session,
+    publication: &str,
+    tables: &[TableName],
+    rows: &RowFilters,
+) -> Result<(), Error> {
+    may_filter(session, tables, rows)?;
+    let of_tables = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", list_of(tables, rows)) };
     let sql = format!("CREATE PUBLICATION {}{of_tables}", quote_identifier(publication));
     let created = session.batch_execute(&sql).await.map_err(Error::query("create the publication"));
     match created {
         Err(error) if error.sqlstate() == Some(sqlstate::DUPLICATE_OBJECT) => {
-            take_over(session, publication, tables).await
+            take_over(session, publication, tables, rows).await
         }
         created => created,
     }
 }
 
-async fn take_over(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
+async fn take_over(session: &Session, publication: &str, tables: &[TableName], rows: &RowFilters) -> Result<(), Error> {
     let found = publication_tables(session, publication).await?.unwrap_or_default();
+    let filters = publication_filters(session, publication).await?;
     let wanted: BTreeSet<&TableName> = tables.iter().collect();
-    if found.iter().collect::<BTreeSet<_>>() == wanted {
+    let whole = filters.is_empty() && !tables.iter().any(|table| rows.of(table).is_some());
+    if whole && found.iter().collect::<BTreeSet<_>>() == wanted {
         Ok(())
     } else {
         Err(Error::PublicationExists { publication: publication.to_owned() })
@@ -39,23 +48,42 @@ async fn take_over(session: &Session, publication: &str, tables: &[TableName]) -
 }
 
 /// Publishes these too. Transactions that are open have written to them unseen: wait them out, then take a snapshot.
-pub async fn add_to_publication(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
-    change(session, &addition(publication, tables), "add tables to the publication").await
+pub async fn add_to_publication(
+    session: &Session,
+    publication: &str,
+    tables: &[TableName],
+    rows: &RowFilters,
+) -> Result<(), Error> {
+    may_filter(session, tables, rows)?;
+    change(session, &addition(publication, tables, rows), "add tables to the publication").await
 }
 
 /// The statement that publishes `tables` too.
-pub fn addition(publication: &str, tables: &[TableName]) -> String {
-    format!("ALTER PUBLICATION {} ADD TABLE {}", quote_identifier(publication), list_of(tables))
+pub fn addition(publication: &str, tables: &[TableName], rows: &RowFilters) -> String {
+    format!("ALTER PUBLICATION {} ADD TABLE {}", quote_identifier(publication), list_of(tables, rows))
 }
 
 /// Publishes these no more, as far as it did. They are there, and named one by one.
 pub async fn remove_from_publication(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
-    let sql = format!("ALTER PUBLICATION {} DROP TABLE {}", quote_identifier(publication), list_of(tables));
+    let sql = format!(
+        "ALTER PUBLICATION {} DROP TABLE {}",
+        quote_identifier(publication),
+        list_of(tables, &RowFilters::default())
+    );
     change(session, &sql, "remove tables from the publication").await
 }
 
-fn list_of(tables: &[TableName]) -> String {
-    tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect::<Vec<_>>().join(", ")
+fn list_of(tables: &[TableName], rows: &RowFilters) -> String {
+    let one = |table: &TableName| format!("ONLY {}{}", table.quoted(), where_clause(rows.of(table)));
+    tables.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn may_filter(session: &Session, tables: &[TableName], rows: &RowFilters) -> Result<(), Error> {
+    let filter = tables.iter().find(|table| rows.of(table).is_some());
+    match filter.filter(|_| session.server_version_num() < ROW_FILTERS_SINCE) {
+        Some(table) => Err(Error::RowFilters { table: table.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// Readers and writers of the tables are not in its way; what is (VACUUM, ALTER) may take long, so it is not waited for

@@ -15,6 +15,11 @@ pub const ROWS_TOTAL: &str = "changeover_rows_total";
 pub const TRANSACTIONS_TOTAL: &str = "changeover_transactions_total";
 pub const SNAPSHOT_ROWS_TOTAL: &str = "changeover_snapshot_rows_total";
 pub const SNAPSHOT_PROGRESS_RATIO: &str = "changeover_snapshot_progress_ratio";
+/// Label `reason`: load, pause.
+pub const SNAPSHOT_HELD: &str = "changeover_snapshot_held";
+pub const SNAPSHOT_HELD_SECONDS_TOTAL: &str = "changeover_snapshot_held_seconds_total";
+/// A second; 0 without a limit.
+pub const SNAPSHOT_RATE_LIMIT_BYTES: &str = "changeover_snapshot_rate_limit_bytes";
 pub const TABLE_LAG_SECONDS: &str = "changeover_table_lag_seconds";
 pub const TABLE_ROWS: &str = "changeover_table_rows";
 pub const CHECKSUM_MATCH: &str = "changeover_checksum_match";
@@ -23,6 +28,8 @@ pub const VERIFIED_POSITION: &str = "changeover_verified_position";
 pub const QUEUE_BYTES: &str = "changeover_queue_bytes";
 pub const QUEUE_CAPACITY_BYTES: &str = "changeover_queue_capacity_bytes";
 pub const SPOOL_BYTES: &str = "changeover_spool_bytes";
+/// Log that the source need not keep because a durable spool holds it.
+pub const SPOOL_RELEASED_BYTES: &str = "changeover_spool_released_bytes";
 pub const ERRORS_TOTAL: &str = "changeover_errors_total";
 pub const CUTOVER_READY: &str = "changeover_cutover_ready";
 pub const CUTOVER_PAUSE_SECONDS: &str = "changeover_cutover_pause_seconds";
@@ -35,6 +42,7 @@ pub const LABEL_TABLE: &str = "table";
 pub const LABEL_SINK: &str = "sink";
 pub const LABEL_STAGE: &str = "stage";
 pub const LABEL_OP: &str = "op";
+pub const LABEL_REASON: &str = "reason";
 
 /// Starts collecting, with the label `migration` on whatever does not carry it. One recorder a process, whoever asks
 /// first: it is a process of one migration.
@@ -63,6 +71,9 @@ fn describe_all() {
     describe_counter!(TRANSACTIONS_TOTAL, "Source transactions that are durable in the sink");
     describe_counter!(SNAPSHOT_ROWS_TOTAL, "Rows copied before streaming");
     describe_gauge!(SNAPSHOT_PROGRESS_RATIO, "Share of the initial copy that is done, 0 to 1");
+    describe_gauge!(SNAPSHOT_HELD, "1 while the copy stands still for the reason: load on the source, or a pause");
+    describe_counter!(SNAPSHOT_HELD_SECONDS_TOTAL, "How long load on the source has held the copy, in whole seconds");
+    describe_gauge!(SNAPSHOT_RATE_LIMIT_BYTES, "Bytes a second that the copy may read, 0 without a limit");
     describe_gauge!(TABLE_LAG_SECONDS, Unit::Seconds, "Age of the table's oldest change not applied");
     describe_gauge!(TABLE_ROWS, "Rows of the table on the target, by our own count");
     describe_gauge!(CHECKSUM_MATCH, "1 when the table's last comparison found both sides equal, 0 when not");
@@ -71,6 +82,8 @@ fn describe_all() {
     describe_gauge!(QUEUE_BYTES, Unit::Bytes, "Bytes held in memory between two stages");
     describe_gauge!(QUEUE_CAPACITY_BYTES, Unit::Bytes, "Bytes that may be held there");
     describe_gauge!(SPOOL_BYTES, Unit::Bytes, "Bytes of the stream held on disk");
+    let released = "Bytes of log that the source need not keep because the durable spool holds them for a sink";
+    describe_gauge!(SPOOL_RELEASED_BYTES, Unit::Bytes, released);
     describe_counter!(ERRORS_TOTAL, "Errors handled, by stage");
     describe_gauge!(CUTOVER_READY, "1 when streaming, nothing is halted and nothing is paused");
     describe_gauge!(CUTOVER_PAUSE_SECONDS, Unit::Seconds, "How long clients waited in the last cutover");

@@ -44,7 +44,7 @@ pub(super) async fn read(session: &Session, side: Side, tables: &[&Table]) -> Re
             let kind = kind.ok_or_else(|| Error::Missing { side, table: name.clone() })?;
             let blocks: i64 = row.try_get(2).map_err(failed)?;
             Ok(Shape {
-                from: From { table: name.clone(), partitioned: kind == "p" },
+                from: From { table: name.clone(), partitioned: kind == "p", rows: rows_on(side, table) },
                 files: row.try_get(1).map_err(failed)?,
                 block_count: u32::try_from(blocks).unwrap_or(u32::MAX),
             })
@@ -56,6 +56,13 @@ fn name_on(side: Side, table: &Table) -> &crate::model::TableName {
     match side {
         Side::Source => &table.source,
         Side::Target => &table.target,
+    }
+}
+
+fn rows_on(side: Side, table: &Table) -> Option<String> {
+    match side {
+        Side::Source => table.rows.clone(),
+        Side::Target => None,
     }
 }
 
@@ -77,7 +84,11 @@ mod tests {
     use crate::model::TableName;
 
     fn shape(block_count: u32, partitioned: bool) -> Shape {
-        Shape { from: From { table: TableName::new("a", "b"), partitioned }, files: String::new(), block_count }
+        Shape {
+            from: From { table: TableName::new("a", "b"), partitioned, rows: None },
+            files: String::new(),
+            block_count,
+        }
     }
 
     #[test]

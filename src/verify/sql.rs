@@ -30,6 +30,8 @@ pub(super) struct From {
     /// A partitioned table has no rows of its own: all its partitions are meant. For any other `ONLY` leaves out
     /// inheritance children, which are tables of their own.
     pub(super) partitioned: bool,
+    /// Only the rows that fulfil this.
+    pub(super) rows: Option<String>,
 }
 
 /// A half-open range of blocks. Without an end it is open, so rows in blocks added since the table was measured are
@@ -42,7 +44,13 @@ pub(super) struct BlockRange {
 
 impl From {
     fn clause(&self) -> String {
-        format!("{}{} AS x", if self.partitioned { "" } else { "ONLY " }, self.table.quoted())
+        let table = format!("{}{}", if self.partitioned { "" } else { "ONLY " }, self.table.quoted());
+        match &self.rows {
+            None => format!("{table} AS x"),
+            // By itself, so that its names mean columns of this table, and on lines of its own, since it may end in a
+            // comment. The planner pulls it up: blocks and keys are still found without reading the whole table.
+            Some(rows) => format!("(SELECT ctid, * FROM {table} WHERE (\n{rows}\n)) AS x"),
+        }
     }
 }
 

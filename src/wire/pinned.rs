@@ -9,6 +9,14 @@ use super::endpoint::Endpoint;
 type Pinned = (&'static str, &'static str, u32);
 
 const PINNED: &[Pinned] = &[
+    // Our limits are ours: each wait of ours has its own. First, since the others take time too.
+    ("statement_timeout", "0", 0),
+    ("lock_timeout", "0", 0),
+    ("idle_in_transaction_session_timeout", "0", 0),
+    ("idle_session_timeout", "0", 140_000),
+    ("transaction_timeout", "0", 170_000),
+    // Linux counts a full window as no answer (tcp(7), TCP_USER_TIMEOUT): a copy that is held would be cut off.
+    ("tcp_user_timeout", "0", 0),
     ("client_encoding", "UTF8", 0),
     // How values are written.
     ("DateStyle", "ISO", 0),
@@ -22,6 +30,7 @@ const PINNED: &[Pinned] = &[
     // How values are read.
     ("array_nulls", "on", 0),
     ("standard_conforming_strings", "on", 0),
+    ("transform_null_equals", "off", 0),
     // How names are written and found: only what is qualified, so that nobody's schema comes first.
     ("quote_all_identifiers", "off", 0),
     ("search_path", "", 0),
@@ -30,12 +39,12 @@ const PINNED: &[Pinned] = &[
     ("default_transaction_isolation", "read committed", 0),
     // A database that an earlier `complete` has closed to writes is still ours to clean up.
     ("default_transaction_read_only", "off", 0),
-    // Our limits are ours: each wait of ours has its own.
-    ("statement_timeout", "0", 0),
-    ("lock_timeout", "0", 0),
-    ("idle_in_transaction_session_timeout", "0", 0),
-    ("idle_session_timeout", "0", 140_000),
-    ("transaction_timeout", "0", 170_000),
+    ("default_transaction_deferrable", "off", 0),
+    // What we say is settled must survive a crash of the server. Where less is enough it is asked for; more
+    // (`remote_apply`) would let the slowest standby set the pace of the stream.
+    ("synchronous_commit", "on", 0),
+    // We try what a role may do by doing it.
+    ("exit_on_error", "off", 0),
     ("client_min_messages", "warning", 0),
 ];
 
@@ -49,10 +58,17 @@ pub(super) fn statement(name: &str, value: &str) -> String {
     format!("SET {name} = '{value}'")
 }
 
-/// As parameters of a walsender's startup packet, which outrank what role and database say. It takes no `SET` before
-/// 10 and no two statements at once before 15, and the version is not known yet: the common ones are enough.
+/// As parameters of a walsender's startup packet, which outrank what role and database say. The version is not known
+/// yet, so these are the ones that every server has; [`later_for_walsender`] are set afterwards.
 pub(super) fn for_walsender() -> impl Iterator<Item = (&'static str, &'static str)> {
     for_server(0)
+}
+
+/// What only newer servers have. Decoding runs in transactions, so `transaction_timeout` would end the session in the
+/// middle of a large one.
+pub(super) fn later_for_walsender(version_num: u32) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let later = move |(_, _, since): &&Pinned| (1..=version_num).contains(since);
+    PINNED.iter().filter(later).map(|(name, value, _)| (*name, *value))
 }
 
 /// `changeover <purpose>`; what the URL asks for wins.
@@ -69,5 +85,16 @@ mod tests {
         let has = |version, name| for_server(version).any(|(known, _)| known == name);
         assert!(!has(130_000, "idle_session_timeout") && has(140_000, "idle_session_timeout"));
         assert!(!has(160_009, "transaction_timeout") && has(170_000, "transaction_timeout"));
+    }
+
+    #[test]
+    fn a_walsender_has_every_setting_of_its_version_once() {
+        for version in [130_000, 140_000, 160_000, 180_001] {
+            let mut walsender: Vec<_> = for_walsender().chain(later_for_walsender(version)).collect();
+            let mut session: Vec<_> = for_server(version).collect();
+            walsender.sort_unstable();
+            session.sort_unstable();
+            assert_eq!(walsender, session, "{version}");
+        }
     }
 }

@@ -43,7 +43,11 @@ pub async fn connect_raw(endpoint: &Endpoint, mode: Mode, purpose: &str) -> Resu
             let application_name = pinned::application_name(endpoint, purpose);
             let mut parameters = vec![("replication", "database"), ("application_name", &application_name)];
             parameters.extend(pinned::for_walsender().map(|(name, value)| -> (&str, &str) { (name, value) }));
-            RawConnection::open(endpoint, &parameters).await
+            let mut connection = RawConnection::open(endpoint, &parameters).await?;
+            for (setting, value) in pinned::later_for_walsender(connection.server_version_num()) {
+                connection.set(setting, value).await?;
+            }
+            Ok(connection)
         }
     }
 }
@@ -108,13 +112,16 @@ impl RawConnection {
         let Err(error) = self.simple_query(&all.join("; ")).await else { return Ok(()) };
         let Error::Statement { .. } = error else { return Err(error) };
         for (setting, value) in pinned::for_server(version) {
-            if let Err(Error::Statement { endpoint, source }) =
-                self.simple_query(&pinned::statement(setting, value)).await
-            {
-                return Err(Error::Pin { endpoint, setting, source });
-            }
+            self.set(setting, value).await?;
         }
         Err(error)
+    }
+
+    async fn set(&mut self, setting: &'static str, value: &str) -> Result<(), Error> {
+        match self.simple_query(&pinned::statement(setting, value)).await {
+            Err(Error::Statement { endpoint, source }) => Err(Error::Pin { endpoint, setting, source }),
+            set => set.map(drop),
+        }
     }
 
     pub(super) async fn ask(&mut self, sql: &str) -> Result<(), Error> {

@@ -20,15 +20,17 @@ fn outcome(output: &Output) -> (i32, String, String) {
 
 #[test]
 fn wrong_usage_exits_2() {
-    for arguments in [&["frobnicate"][..], &["cutover", "--max-pause", "2"], &["status", "--watch", "--json"], &[]] {
+    for arguments in
+        [&["frobnicate"][..], &["cutover", "--max-pause", "2"], &["status", "--watch", "--json"], &["throttle"], &[]]
+    {
         let (code, _, complaint) = outcome(&changeover(arguments));
         assert_eq!(code, 2, "{arguments:?}: {complaint}");
     }
     let (code, help, _) = outcome(&changeover(&["--help"]));
     assert_eq!(code, 0);
     for command in [
-        "demo", "init", "inspect", "check", "copy", "run", "status", "verify", "pause", "resume", "cutover",
-        "complete", "abort",
+        "demo", "init", "inspect", "check", "copy", "run", "status", "verify", "pause", "resume", "throttle",
+        "cutover", "complete", "abort",
     ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} in {help}");
     }
@@ -95,7 +97,9 @@ async fn check_exits_1_when_something_fails_and_says_it_in_json_too() {
 async fn commands_to_a_daemon_that_does_not_run_exit_3_and_say_how_to_start_it() {
     let pair = source_and_target().await;
     let daemon = Daemon::prepare(&TestConfig::new("shop", &pair));
-    for arguments in [&["status"][..], &["verify"], &["pause"], &["resume"], &["cutover", "--yes"]] {
+    for arguments in
+        [&["status"][..], &["verify"], &["pause"], &["resume"], &["throttle", "--off"], &["cutover", "--yes"]]
+    {
         let (code, output, complaint) = outcome(&daemon.command(arguments));
         assert_eq!((code, output.as_str()), (3, ""), "{arguments:?}: {complaint}");
         assert!(complaint.contains("no daemon answers") && complaint.contains("changeover run"), "{complaint}");

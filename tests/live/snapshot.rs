@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use changeover::demo::PostgresPrograms;
-use changeover::model::{TableHandover, TableName, Xid};
+use changeover::model::{RowFilters, TableHandover, TableName, Xid};
 use changeover::schema::{self, Catalog, CopyOptions};
-use changeover::snapshot::{self, CopyState, Progress};
+use changeover::snapshot::{self, CopyState, LoadLimits, Progress, Throttle, ThrottleOptions};
 use changeover::wire;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,21 @@ fn copying(options: &CopyOptions) -> snapshot::Options {
         workers: 3,
         split_bytes: SPLIT_BYTES,
         snapshot_age_max: None,
+        rows: RowFilters::default(),
+        throttle: Arc::new(Throttle::new(unlimited(&options.source))),
+    }
+}
+
+/// Nothing holds a copy.
+fn unlimited(source: &wire::Endpoint) -> ThrottleOptions {
+    let second = std::time::Duration::from_secs(1);
+    ThrottleOptions {
+        source: source.clone(),
+        limits: LoadLimits::default(),
+        interval: second,
+        query_timeout: second,
+        hold_max: second,
+        rate_max: None,
     }
 }
 
@@ -469,7 +484,9 @@ async fn rows_and_schema_reach_the_newest_installed_version() {
     schema::copy_post_data(&options, &catalog, &steps, CancellationToken::new()).await.unwrap();
     let target = wire::connect(&options.target, "test").await.unwrap();
     let there = schema::read_catalog(&target, &everything()).await.unwrap();
-    assert_eq!(schema::compare(&catalog, &there, true), []);
+    let design = schema::Design::default();
+    let described = |catalog| schema::Described { catalog, design: &design };
+    assert_eq!(schema::compare(described(&catalog), described(&there), true), []);
 }
 
 /// PITFALLS 5: without the lock a TRUNCATE makes a table look empty to a snapshot that is older.

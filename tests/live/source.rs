@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use changeover::demo::{PgCluster, PostgresPrograms, StopMode};
 use changeover::link;
-use changeover::model::{Disposition, FramePayload, Lsn, SourceIdentity, TableName};
+use changeover::model::{Disposition, FramePayload, Lsn, RowFilters, SourceIdentity, TableName};
 use changeover::source::{self, Error, Options, Ports, SessionState, SourceEvent, WhenActive};
 use changeover::wire::{self, Endpoint, Session};
 use tokio::sync::watch;
@@ -109,7 +109,7 @@ fn options(server: &PgCluster) -> Options {
 async fn prepared(server: &PgCluster) -> Session {
     let session = wire::connect(&endpoint(server), "test").await.unwrap();
     session.batch_execute("CREATE TABLE public.t (n bigint PRIMARY KEY, v text)").await.unwrap();
-    source::create_publication(&session, "p", &[TableName::new("public", "t")]).await.unwrap();
+    source::create_publication(&session, "p", &[TableName::new("public", "t")], &RowFilters::default()).await.unwrap();
     source::create_slot(&endpoint(server), SLOT, PATIENCE).await.unwrap();
     session
 }
@@ -188,8 +188,8 @@ async fn a_publication_holds_the_tables_it_was_made_for() {
     let tables = [TableName::new("public", "t")];
     assert_eq!(source::publication_tables(&session, "p").await.unwrap(), Some(tables.to_vec()));
     assert_eq!(source::publication_tables(&session, "q").await.unwrap(), None);
-    source::create_publication(&session, "p", &tables).await.unwrap();
-    let other = source::create_publication(&session, "p", &[]).await.unwrap_err();
+    source::create_publication(&session, "p", &tables, &RowFilters::default()).await.unwrap();
+    let other = source::create_publication(&session, "p", &[], &RowFilters::default()).await.unwrap_err();
     assert!(matches!(other, Error::PublicationExists { .. }), "{other:?}");
     source::drop_publication(&session, "p").await.unwrap();
     source::drop_publication(&session, "p").await.unwrap();

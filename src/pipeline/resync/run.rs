@@ -196,6 +196,7 @@ impl Resync {
     async fn publish(&self, added: &BTreeSet<TableName>) -> Result<(), Error> {
         let source = wire::connect(self.source(), "resync").await.map_err(Error::Source)?;
         let publication = &self.setting_apart.config.source.publication;
+        let rows = &self.setting_apart.config.rows;
         let published = source::publication_tables(&source, &publication.name).await?.unwrap_or_default();
         let holds_rows = |name: &TableName| self.catalog.row_tables().any(|table| table.name == *name);
         let wanted: Vec<TableName> =
@@ -207,10 +208,10 @@ impl Resync {
             return Err(Error::NotPublished {
                 publication: publication.name.clone(),
                 tables: listed(wanted.iter()),
-                statement: source::addition(&publication.name, &wanted),
+                statement: source::addition(&publication.name, &wanted, rows),
             });
         }
-        source::add_to_publication(&source, &publication.name, &wanted).await?;
+        source::add_to_publication(&source, &publication.name, &wanted, rows).await?;
         info!(publication = publication.name, tables = wanted.len(), "published too");
         Ok(())
     }
@@ -232,7 +233,10 @@ impl Resync {
         }
         let catalog = restricted(&self.catalog, |table| tables.contains(table));
         let stop = self.supervisor.stop.child_token();
-        snapshot::run(snapshot_options(config), &catalog, self.setting_apart.desk.progress(), stop).await?;
+        let throttle = self.board.throttle();
+        let options = snapshot_options(config, Arc::clone(&throttle));
+        let copying = snapshot::run(options, &catalog, self.setting_apart.desk.progress(), stop);
+        throttle.beside(Box::pin(copying)).await?;
         let epoch = self.setting_apart.epoch;
         apply::enter_step(target, &config.migration, epoch, tables, MemberStep::Copied).await?;
         Ok(())
