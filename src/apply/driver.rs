@@ -50,7 +50,7 @@ pub async fn run(options: Options, ports: Ports) -> Result<(), Error> {
         (options.endpoint.clone(), options.migration.clone(), options.lane, options.epoch);
     let driver = Box::pin(open(options, ports)).await?;
     match Box::pin(driver.run()).await {
-        Err(Error::Superseded { .. }) if is_divided_anew(&endpoint, &migration, lane, epoch).await? => {
+        Err(Error::Superseded { .. }) if Box::pin(is_divided_anew(&endpoint, &migration, lane, epoch)).await? => {
             Err(Error::Divided)
         }
         ended => ended,

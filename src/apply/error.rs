@@ -60,14 +60,14 @@ pub enum Error {
     NoIdentity { table: TableName },
     #[error("apply a change of {table}: its values came in binary form")]
     BinaryValue { table: TableName },
-    /// See [`super::encode::Unwritable::Unchanged`].
-    #[error("apply a new row of {table}: the stream left out a value that the row's last UPDATE did not touch")]
-    Incomplete { table: TableName },
     #[error("read {what} of the migration {migration} from the state on the target")]
     MalformedState { migration: String, what: &'static str },
     /// Nothing is wrong: tables were set apart or taken back since this applier began.
     #[error("apply to the tables as they were divided")]
     Divided,
+    /// See [`super::encode::Unwritable::Unchanged`].
+    #[error("apply a new row of {table}: the stream left out a value that the row's last UPDATE did not touch")]
+    Incomplete { table: TableName },
     #[error("write the position of migration {migration}: another daemon has taken it over (our epoch is {epoch})")]
     Superseded { migration: String, epoch: i64 },
 }
@@ -106,6 +106,8 @@ impl Error {
                 hint: format!("ALTER TABLE {} REPLICA IDENTITY FULL on the source", table.quoted()),
             },
             Self::BinaryValue { .. } => halt("start the stream without the option binary"),
+            Self::MalformedState { .. } => halt("`changeover abort` removes the state, `changeover run` starts anew"),
+            Self::Divided => Disposition::Retry,
             Self::Incomplete { table } => Disposition::Halt {
                 hint: format!(
                     "a row was moved into the table's row filter: ALTER TABLE {} REPLICA IDENTITY FULL on the source, \
@@ -113,8 +115,6 @@ impl Error {
                     table.quoted()
                 ),
             },
-            Self::MalformedState { .. } => halt("`changeover abort` removes the state, `changeover run` starts anew"),
-            Self::Divided => Disposition::Retry,
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
         }
     }

@@ -165,3 +165,22 @@ pub(super) async fn in_one(session: &Session, sql: &str, what: &'static str) -> 
     }
     outcome.map_err(|source| Error::Query { what, source })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_entered_only_from_the_one_before_and_by_who_leads() {
+        let migration: MigrationName = "shop".parse().unwrap();
+        let tables = [TableName::new("public", "it's")];
+        for (step, before) in
+            [(MemberStep::Ready, "set_apart"), (MemberStep::Copied, "ready"), (MemberStep::Merged, "copied")]
+        {
+            let sql = entering(&migration, 7, &tables, step);
+            assert!(sql.contains(&format!("SET step = '{}'", step.as_str())), "{sql}");
+            assert!(sql.contains(&format!("AND step = '{before}'")) && sql.contains("epoch = 7"), "{sql}");
+            assert!(sql.contains("('public', 'it''s')"), "{sql}");
+        }
+    }
+}

@@ -96,3 +96,28 @@ impl Transaction {
         size_of::<Self>() + self.changes.iter().map(Change::size_bytes).sum::<usize>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PITFALLS 2: the commit record of one transaction may begin where that of the one before ends.
+    #[test]
+    fn a_part_does_not_end_where_its_neighbour_does() {
+        let position = Lsn::new(100).unwrap();
+        let transaction = |commit: u64, end: u64, part| Transaction {
+            xid: Xid(1),
+            commit: Lsn::new(commit).unwrap(),
+            end: Lsn::new(end).unwrap(),
+            committed_at_us: 0,
+            origin: None,
+            part,
+            first_ordinal: 0,
+            changes: Vec::new(),
+        };
+        assert!(transaction(60, 100, Part::Whole).end_at_least() <= position);
+        assert!(transaction(60, 60, Part::First).end_at_least() <= position);
+        assert!(transaction(100, 100, Part::First).end_at_least() > position);
+        assert!(transaction(100, 140, Part::Last).end_at_least() > position);
+    }
+}

@@ -74,11 +74,14 @@ impl Daemon {
             // Its own position is read when it first reaches the broker: it holds what nobody keeps for it.
             sinks.push((SinkName::Kafka, resumed.oldest));
         }
-        let mut resume = sinks.clone();
-        resume.extend(prepared.apart.map(|position| (SinkName::Resync, position)));
-        let flow = Arc::new(Flow::new(&resume, &resumed));
+        let mut settled = sinks.clone();
+        settled.extend(prepared.apart.map(|position| (SinkName::Resync, position)));
+        let flow = Arc::new(Flow::new(&settled, &resumed));
         // Its place; what is set apart already needs it from the first batch on.
         let apart = Some(spool.cursor(SinkName::Resync)).filter(|_| prepared.apart.is_some());
+        if apart.is_none() {
+            spool.vacate(SinkName::Resync);
+        }
         let (session, session_state) = watch::channel(SessionState::Connecting);
         let tables: Arc<[Table]> = verified_tables(&prepared.wanted, &self.config.rows).into();
         let listeners = Arc::new(Listeners::new(Arc::new(DirtyKeys::new(tables, shares.dirty_bytes))));
@@ -192,7 +195,7 @@ async fn resume_spool(config: &Config, prepared: &Prepared, memory_bytes: usize)
     if config.kafka.is_some() {
         settled.push((SinkName::Kafka, None));
     }
-    // Where nothing is set apart, its place stays empty.
+    // Without tables that are set apart its place is given up at once.
     settled.push((SinkName::Resync, Some(prepared.apart.unwrap_or(prepared.target_position))));
     let options = spool::Options {
         dir: config.limits.spool_dir.clone(),

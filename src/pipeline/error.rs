@@ -64,11 +64,6 @@ pub enum Error {
     Led { migration: String, holder: String },
     #[error("another daemon has taken migration {migration} over")]
     Superseded { migration: String },
-    #[error(
-        "Kafka holds {}, but what can be sent begins at {start}: what is between them is not there",
-        held.map_or("nothing of the stream".to_owned(), |held| format!("the stream through {held}"))
-    )]
-    KafkaBehind { held: Option<Lsn>, start: Lsn },
     #[error("publish {tables}, which publication {publication} does not have")]
     NotPublished { publication: String, tables: String, statement: String },
     #[error("publish {tables}, whose UPDATE and DELETE would then fail on the source: no replica identity")]
@@ -77,6 +72,11 @@ pub enum Error {
     TransactionsOpen { blockers: String },
     #[error("set the tables apart while the spool has let go of the transaction under way")]
     SpoolForgot,
+    #[error(
+        "Kafka holds {}, but what can be sent begins at {start}: what is between them is not there",
+        held.map_or("nothing of the stream".to_owned(), |held| format!("the stream through {held}"))
+    )]
+    KafkaBehind { held: Option<Lsn>, start: Lsn },
     #[error("there is no migration {migration} on the target")]
     NoMigration { migration: String },
 }
@@ -121,10 +121,6 @@ impl Error {
             Self::KafkaBehind { held: Some(_), .. } => {
                 halt("start the topics anew under another [kafka] topic_prefix, or `changeover abort` and start again")
             }
-            Self::KafkaBehind { held: None, .. } => halt(
-                "when [kafka] is new to this migration, start once without [spool] release_source_wal. Otherwise its \
-                 position was lost: put the topic back, or `changeover abort` and start again",
-            ),
             Self::NotPublished { statement, .. } => {
                 Disposition::Halt { hint: format!("on the source: {statement}; then `changeover resume`") }
             }
@@ -132,6 +128,10 @@ impl Error {
                 Disposition::Halt { hint: format!("on the source: {statement}; then start the daemon again") }
             }
             Self::TransactionsOpen { .. } | Self::SpoolForgot => Disposition::Retry,
+            Self::KafkaBehind { held: None, .. } => halt(
+                "when [kafka] is new to this migration, start once without [spool] release_source_wal. Otherwise its \
+                 position was lost: put the topic back, or `changeover abort` and start again",
+            ),
             Self::NoMigration { .. } => halt("check [migration] name and [target] url; `changeover run` starts one"),
         }
     }

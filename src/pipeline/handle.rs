@@ -46,6 +46,13 @@ pub struct CutoverRequest {
     pub max_pause_ms: Option<u64>,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResyncRequest {
+    /// `schema.table` patterns, at least one.
+    pub tables: Vec<String>,
+}
+
 /// One of both. The other limits are the configuration's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -54,13 +61,6 @@ pub struct ThrottleRequest {
     pub max_rate_bytes: Option<u64>,
     /// No limit to the rate, nor the configuration's.
     pub off: bool,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ResyncRequest {
-    /// `schema.table` patterns, at least one.
-    pub tables: Vec<String>,
 }
 
 /// A request that was not carried out. `failed` tells "it was tried and failed" (exit 3) from "it is not possible now"

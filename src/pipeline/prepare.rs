@@ -68,16 +68,16 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
     let epoch = schema::bump_epoch(&state, &config.migration).await?;
     let phase = Phase::parse(&migration.phase).ok_or(Error::UnknownPhase { phase: migration.phase.clone() })?;
     let consistent_point = match migration.consistent_point {
-        Some(point) => {
-            same_rows(config, &source, &wanted).await?;
-            point
-        }
+        Some(point) => point,
         None => make_stream(config, &source, &state, &wanted, epoch).await?,
     };
     let position = apply::adopt_position(&state, &config.migration, epoch, Some(consistent_point)).await?;
     let target_position = position.unwrap_or(consistent_point);
     let stream_start = slot_position(config, &source).await?.unwrap_or(consistent_point);
     let membership = membership::settle(config, &source, &state, &migration, phase, &wanted).await?;
+    // One that joins may not be published yet.
+    let published = membership::restricted(&membership.catalog, |table| !membership.resyncing.contains(table));
+    same_rows(config, &source, &published).await?;
     info!(migration = %config.migration, phase = phase.as_str(), %target_position, %stream_start, epoch, "prepared");
     let row_estimates = if phase.copies() { BTreeMap::new() } else { row_estimates(&state).await? };
     let prepared = Prepared {

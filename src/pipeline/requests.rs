@@ -149,12 +149,6 @@ impl Requests {
     }
 
     async fn pause(&self) -> Result<serde_json::Value, Refused> {
-        if let Some(what) = self.board.resync().why_not_whole() {
-            return Err(Refused::now(
-                format!("pause while a resync is under way ({what})"),
-                "wait for it: `changeover status --watch` shows it",
-            ));
-        }
         let _turn = self.turn()?;
         match self.board.phase() {
             // Nothing is applied yet. The phase is not left before the pause has ended.
@@ -171,6 +165,12 @@ impl Requests {
                 ));
             }
             Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => {}
+        }
+        if let Some(what) = self.board.resync().why_not_whole() {
+            return Err(Refused::now(
+                format!("pause while a resync is under way ({what})"),
+                "wait for it: `changeover status --watch` shows it",
+            ));
         }
         let through = self.commands.hold().await.map_err(|error| Refused::now(error.to_string(), "try again later"))?;
         self.board.throttle().pause();

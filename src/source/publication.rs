@@ -23,8 +23,8 @@ pub async fn create_publication(
     tables: &[TableName],
     rows: &RowFilters,
 ) -> Result<(), Error> {
-    can_filter(session, tables, rows)?;
-    let of_tables = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", published(tables, rows)) };
+    may_filter(session, tables, rows)?;
+    let of_tables = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", list_of(tables, rows)) };
     let sql = format!("CREATE PUBLICATION {}{of_tables}", quote_identifier(publication));
     let created = session.batch_execute(&sql).await.map_err(Error::query("create the publication"));
     match created {
@@ -47,46 +47,43 @@ async fn take_over(session: &Session, publication: &str, tables: &[TableName], r
     }
 }
 
-/// Refuses filters that the server does not know.
-fn can_filter(session: &Session, tables: &[TableName], rows: &RowFilters) -> Result<(), Error> {
-    match tables.iter().find(|table| rows.of(table).is_some()) {
-        Some(table) if session.server_version_num() < ROW_FILTERS_SINCE => {
-            Err(Error::RowFilters { table: table.clone() })
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// Publishes these too, or those of their rows that `rows` names. Transactions that are open have written to them unseen:
-/// wait them out, then take a snapshot.
+/// Publishes these too. Transactions that are open have written to them unseen: wait them out, then take a snapshot.
 pub async fn add_to_publication(
     session: &Session,
     publication: &str,
     tables: &[TableName],
     rows: &RowFilters,
 ) -> Result<(), Error> {
-    can_filter(session, tables, rows)?;
+    may_filter(session, tables, rows)?;
     change(session, &addition(publication, tables, rows), "add tables to the publication").await
 }
 
 /// The statement that publishes `tables` too.
 pub fn addition(publication: &str, tables: &[TableName], rows: &RowFilters) -> String {
-    format!("ALTER PUBLICATION {} ADD TABLE {}", quote_identifier(publication), published(tables, rows))
-}
-
-fn published(tables: &[TableName], rows: &RowFilters) -> String {
-    let one = |table: &TableName| format!("ONLY {}{}", table.quoted(), where_clause(rows.of(table)));
-    tables.iter().map(one).collect::<Vec<_>>().join(", ")
+    format!("ALTER PUBLICATION {} ADD TABLE {}", quote_identifier(publication), list_of(tables, rows))
 }
 
 /// Publishes these no more, as far as it did. They are there, and named one by one.
 pub async fn remove_from_publication(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
-    let sql = format!("ALTER PUBLICATION {} DROP TABLE {}", quote_identifier(publication), list_of(tables));
+    let sql = format!(
+        "ALTER PUBLICATION {} DROP TABLE {}",
+        quote_identifier(publication),
+        list_of(tables, &RowFilters::default())
+    );
     change(session, &sql, "remove tables from the publication").await
 }
 
-fn list_of(tables: &[TableName]) -> String {
-    tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect::<Vec<_>>().join(", ")
+fn list_of(tables: &[TableName], rows: &RowFilters) -> String {
+    let one = |table: &TableName| format!("ONLY {}{}", table.quoted(), where_clause(rows.of(table)));
+    tables.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn may_filter(session: &Session, tables: &[TableName], rows: &RowFilters) -> Result<(), Error> {
+    let filter = tables.iter().find(|table| rows.of(table).is_some());
+    match filter.filter(|_| session.server_version_num() < ROW_FILTERS_SINCE) {
+        Some(table) => Err(Error::RowFilters { table: table.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// Readers and writers of the tables are not in its way; what is (VACUUM, ALTER) may take long, so it is not waited for

@@ -156,6 +156,13 @@ impl Spool {
         Cursor::join(Arc::clone(&self.shared), sink, like)
     }
 
+    /// The place of a sink that is no more, and whose cursor is gone: what was kept for it goes with the next release of
+    /// another one.
+    pub fn vacate(&self, sink: SinkName) {
+        self.shared.lock().vacate(sink);
+        self.shared.wake();
+    }
+
     /// The stash for decode. Up to `memory_bytes` of transactions in progress stay in memory; their files count against
     /// [`Options::disk_bytes`].
     pub fn stash(&self, memory_bytes: usize) -> FileStash {

@@ -496,6 +496,14 @@ impl Log {
         self.collect_memory();
     }
 
+    /// Nothing is kept for the reader any more, not even for the next start: its sink is no more.
+    pub(super) fn vacate(&mut self, sink: SinkName) {
+        for reader in self.readers.iter_mut().filter(|reader| reader.sink == sink) {
+            reader.attached = false;
+        }
+        self.collect_memory();
+    }
+
     /// Lets go what everybody has read but nobody can release: the beginning of a transaction larger than all the room
     /// there is, whose sinks release it only after its end. Without this its end could never be appended. True when it
     /// made a difference. Never in a durable log, which may hold what nobody else has.

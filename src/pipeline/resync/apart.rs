@@ -48,6 +48,7 @@ impl SettingApart {
     /// Nothing is held for tables that are set apart any more: there are none.
     pub(super) fn release(&self) {
         drop(self.desk.take_cursor());
+        self.spool.vacate(SinkName::Resync);
         self.flow.leave(SinkName::Resync);
     }
 }

@@ -32,6 +32,8 @@ const CLOSE_BYTES: u64 = 256 << 10;
 /// How long the main lane stands still at most for the other one to reach it. That writes its position every 50 ms.
 const STANDSTILL_MAX: Duration = Duration::from_millis(500);
 const REACHED_INTERVAL: Duration = Duration::from_millis(5);
+/// Between two such attempts, so that a lane that cannot move costs the others little.
+const REST_MAX: Duration = Duration::from_secs(10);
 
 pub(in crate::pipeline) struct Resync {
     pub(in crate::pipeline) setting_apart: SettingApart,
@@ -93,9 +95,10 @@ impl Resync {
             added.extend(member.added.then(|| member.table.clone()));
         }
         match step {
-            MemberStep::SetApart => self.make_ready(&target, &tables, &added).await?,
+            MemberStep::SetApart => self.unless_stopped(self.make_ready(&target, &tables, &added)).await?,
             MemberStep::Ready => self.copy(&target, &tables).await?,
-            MemberStep::Copied => self.catch_up(&tables, &added).await?,
+            // On the heap, with the applier that is part of it.
+            MemberStep::Copied => Box::pin(self.catch_up(&tables, &added)).await?,
             MemberStep::Merged => {
                 let after = members.iter().filter_map(|member| member.after).max();
                 self.finish(&target, &tables, &added, after).await?;
@@ -127,10 +130,10 @@ impl Resync {
                 }
             }
             self.may_be_published(tables).await?;
-            let _turn = self.turn.lock().await;
+            let _turn = self.unless_stopped(async { Ok(self.turn.lock().await) }).await?;
             if self.board.phase() == Phase::Streaming {
                 let _gate = self.setting_apart.desk.gate.lock().await;
-                let position = self.setting_apart.perform(tables, true).await?;
+                let position = self.unless_stopped(self.setting_apart.perform(tables, true)).await?;
                 info!(%position, tables = tables.len(), "tables join");
                 return Ok(Found::Done);
             }
@@ -221,7 +224,8 @@ impl Resync {
         let config = &self.setting_apart.config;
         let source = wire::connect(self.source(), "resync").await.map_err(Error::Source)?;
         let patience = config.source.slot_timeout.max(Duration::from_secs(1));
-        match source::wait_out_running_transactions(&source, patience).await {
+        let waiting = async { Ok(source::wait_out_running_transactions(&source, patience).await) };
+        match self.unless_stopped(waiting).await? {
             Err(source::Error::TransactionsOpen { blockers, .. }) => {
                 return Err(Error::TransactionsOpen { blockers: blockers.to_string() });
             }
@@ -301,8 +305,9 @@ impl Resync {
             () = lane.cancelled() => return Ok(()),
             () = flow.settled_past(SinkName::Resync, until) => {}
         }
+        let mut rest = LOOK_INTERVAL;
         loop {
-            self.pause().await?;
+            self.pause_for(rest).await?;
             let [main, apart] = [SinkName::Target, SinkName::Resync].map(|sink| flow.settled_through(sink));
             let is_close = main.zip(apart).is_some_and(|(main, apart)| main.bytes_since(apart) <= CLOSE_BYTES);
             // A pause is the operator's standing still, and ends with the applier that we would make start anew.
@@ -323,6 +328,7 @@ impl Resync {
                 standstill.merge(tables).await?;
                 return Ok(());
             }
+            rest = (rest * 4).min(REST_MAX);
         }
     }
 
@@ -349,8 +355,9 @@ impl Resync {
         }
         for table in tables {
             // Its statistics went with its rows.
-            let analyzed = target.batch_execute(&format!("ANALYZE {}", table.quoted())).await;
-            analyzed.map_err(|source| Error::State { what: "analyse a table that was copied", source })?;
+            let sql = format!("ANALYZE {}", table.quoted());
+            let failed = |source| Error::State { what: "analyse a table that was copied", source };
+            self.unless_stopped(async { target.batch_execute(&sql).await.map_err(failed) }).await?;
         }
         let (migration, epoch) = (&self.setting_apart.config.migration, self.setting_apart.epoch);
         apply::finish_members(target, migration, epoch, tables).await?;
@@ -403,12 +410,24 @@ impl Resync {
         self.setting_apart.desk.enter(stage);
     }
 
-    /// An error when the daemon stops: whoever keeps us running then ends.
-    async fn pause(&self) -> Result<(), Error> {
+    /// Gives `work` up when the daemon stops. The server may finish what it was told; the next start reads what came of it.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         tokio::select! { biased;
             () = self.supervisor.stop.cancelled() => Err(Error::Snapshot(snapshot::Error::Stopped)),
-            () = tokio::time::sleep(LOOK_INTERVAL) => Ok(()),
+            done = work => done,
         }
+    }
+
+    async fn pause(&self) -> Result<(), Error> {
+        self.pause_for(LOOK_INTERVAL).await
+    }
+
+    async fn pause_for(&self, interval: Duration) -> Result<(), Error> {
+        let sleeping = async {
+            tokio::time::sleep(interval).await;
+            Ok(())
+        };
+        self.unless_stopped(sleeping).await
     }
 
     fn source(&self) -> &wire::Endpoint {
