@@ -19,6 +19,8 @@ mod source;
 
 #[path = "live/schema.rs"]
 mod schema;
+#[path = "live/indexes.rs"]
+mod indexes;
 #[path = "live/snapshot.rs"]
 mod snapshot;
 #[path = "live/decode.rs"]

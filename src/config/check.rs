@@ -124,6 +124,9 @@ fn check_snapshot(raw: RawSnapshot, findings: &mut Findings<'_>) -> Snapshot {
         workers: findings.number("snapshot.workers", raw.workers, 1..=64, 4) as usize,
         split_bytes: findings.size("snapshot.split", raw.split, MIB..=TIB, 512 * MIB),
         index_workers: findings.number("snapshot.index_workers", raw.index_workers, 1..=64, 2) as usize,
+        index_parallel_workers: raw
+            .index_parallel_workers
+            .map(|count| findings.number("snapshot.index_parallel_workers", Some(count), 0..=64, 0) as u32),
         maintenance_work_mem_bytes: findings.size_if_given(mem, raw.maintenance_work_mem, MIB..=TIB),
         pg_dump: raw.pg_dump.map(PathBuf::from),
     }

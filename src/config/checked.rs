@@ -63,8 +63,10 @@ pub struct Snapshot {
     pub workers: usize,
     /// A table larger than this is copied in parts of about this size.
     pub split_bytes: u64,
-    /// Indexes and constraints built at once on the target.
+    /// Indexes and constraints built at once on the target, beside the copy.
     pub index_workers: usize,
+    /// `max_parallel_maintenance_workers` of each index build; `None` leaves the target's own setting.
+    pub index_parallel_workers: Option<u32>,
     /// `maintenance_work_mem` of each index build; `None` leaves the target's own setting.
     pub maintenance_work_mem_bytes: Option<u64>,
     /// The `pg_dump` to use; `None` looks for one that is new enough.

@@ -51,6 +51,7 @@ pub(super) const KEYS: &[Key] = &[
     key("snapshot.workers", Kind::Integer),
     key("snapshot.split", Kind::Size),
     key("snapshot.index_workers", Kind::Integer),
+    key("snapshot.index_parallel_workers", Kind::Integer),
     key("snapshot.maintenance_work_mem", Kind::Size),
     key("snapshot.pg_dump", Kind::Text),
     key("kafka.bootstrap_servers", Kind::Text),

@@ -60,6 +60,7 @@ pub(super) struct RawSnapshot {
     pub workers: Option<i64>,
     pub split: Option<String>,
     pub index_workers: Option<i64>,
+    pub index_parallel_workers: Option<i64>,
     pub maintenance_work_mem: Option<String>,
     pub pg_dump: Option<String>,
 }

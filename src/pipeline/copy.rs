@@ -10,7 +10,7 @@ use super::lead::take_lead;
 use super::migrate::{schema_options, snapshot_options};
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
-use crate::schema::{self, Migration, Steps};
+use crate::schema::{self, Catalog, CopyOptions, Migration, Rows, Steps};
 use crate::snapshot::{self, Progress};
 use crate::source;
 use crate::wire;
@@ -56,11 +56,10 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     if let Some(options) = &options {
         schema::copy_pre_data(options, &catalog).await?;
     }
-    snapshot::run(snapshot_options(config), &catalog, Arc::clone(&progress), stop.clone()).await?;
+    let steps = Steps::default();
+    rows_and_indexes(config, options.as_ref(), &catalog, &progress, &steps, &stop).await?;
     let mut copied = Copied::default();
     if let Some(options) = &options {
-        let steps = Steps::default();
-        schema::copy_indexes(options, &catalog, &steps, stop.clone()).await?;
         schema::copy_post_data(options, &catalog, &steps, stop.clone()).await?;
         copied.large_objects = schema::copy_large_objects(options, stop).await?;
     }
@@ -72,4 +71,33 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     }
     schema::drop_state(&target, &config.migration).await?;
     Ok(copied)
+}
+
+/// The indexes of a table are built while others are still copied. When one side fails, the other is stopped and awaited:
+/// dropped, its statements would go on inside the server.
+async fn rows_and_indexes(
+    config: &Config,
+    options: Option<&CopyOptions>,
+    catalog: &Catalog,
+    progress: &Arc<Progress>,
+    steps: &Steps,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let stop = stop.child_token();
+    let rows = async {
+        let copied = snapshot::run(snapshot_options(config), catalog, Arc::clone(progress), stop.clone()).await;
+        copied.inspect_err(|_| stop.cancel())
+    };
+    let indexes = async {
+        let Some(options) = options else { return Ok(()) };
+        let arriving = Rows::Arriving(progress.complete());
+        let built = schema::copy_indexes(options, catalog, steps, arriving, stop.clone()).await;
+        built.inspect_err(|_| stop.cancel())
+    };
+    match tokio::join!(rows, indexes) {
+        (Ok(_), built) => Ok(built?),
+        // Whoever was stopped was stopped by the other, or both by the caller.
+        (Err(snapshot::Error::Stopped), Err(error)) => Err(error.into()),
+        (Err(error), _) => Err(error.into()),
+    }
 }

@@ -7,7 +7,7 @@
 //!     ▼
 //! [daemon] starts ─► [receive] source ─► decode ─► spool ─┬─► [sinks] target
 //!     │                                                    └─► [sinks] Kafka
-//!     ├──► [migrate] copying ─► indexing ─► catching up ─► streaming      every part under [supervise]
+//!     ├──► [migrate] copying (indexes beside it) ─► indexing ─► catching up ─► streaming      every part under [supervise]
 //!     └──► [requests] verify, cutover, pause, resume, stop
 //! ```
 
@@ -42,5 +42,5 @@ pub use error::Error;
 pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, VerifyRequest};
 pub use status::{
     CutoverStatus, LatencyStatus, Owner, Phase, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus, Status,
-    TableState, TableStatus, TableVerdictStatus, Trouble, VerificationStatus,
+    StepStatus, TableState, TableStatus, TableVerdictStatus, Trouble, VerificationStatus, WorkUnit,
 };

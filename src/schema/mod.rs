@@ -1,7 +1,8 @@
 //! The schema: what a database holds, whether two sides fit, and its way from source to target.
 //!
 //! ```text
-//! pre-data (types, tables, functions)  →  rows [snapshot]  →  indexes  →  the stream catches up  →  post-data
+//! pre-data (types, tables, functions)  →  rows [snapshot]           →  the stream catches up  →  post-data
+//!                                          └ of each table → indexes ┘
 //! ```
 //!
 //! pg_dump writes the statements, one of its sections at a time; they run on the target in transactions that also hold
@@ -23,7 +24,10 @@ pub use catalog::{
     NotStreamedKind, Partition, Sequence, SequenceOwner, Table, TableKind, Trigger, TriggerState, UniqueKey,
 };
 pub use compare::{Difference, DifferenceKind, compare};
-pub use copy::{CopyOptions, Steps, StepsRead, copy_indexes, copy_large_objects, copy_post_data, copy_pre_data};
+pub use copy::{
+    CopyOptions, Rows, RunningStep, ServerWork, Steps, StepsRead, WorkUnit, copy_indexes, copy_large_objects,
+    copy_post_data, copy_pre_data,
+};
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;
 pub(crate) use locks::holders as lock_holders;

@@ -11,6 +11,7 @@
 
 mod error;
 mod progress;
+mod estimate;
 mod plan;
 mod sql;
 mod holder;
