@@ -103,8 +103,8 @@ impl Screen {
                 let share = (step.done as f64 / total as f64).min(1.0);
                 let unit = step.unit.map_or("", unit);
                 format!(
-                    "{}  {:>3.0}%  {} · {} of {} {unit} · {running}",
-                    bar(share, if self.columns < 100 { 8 } else { 16 }),
+                    "{}  {:>3.0}%  {running:>6}  {} · {} of {} {unit}",
+                    bar(share, if self.columns < 110 { 8 } else { 16 }),
                     (share * 100.0).floor(),
                     step.phase.as_deref().unwrap_or_default().trim_start_matches("building index: "),
                     count(step.done),

@@ -94,7 +94,7 @@ async fn rows_and_indexes(
         let built = schema::copy_indexes(options, catalog, steps, arriving, stop.clone()).await;
         built.inspect_err(|_| stop.cancel())
     };
-    match tokio::join!(rows, indexes) {
+    match tokio::join!(Box::pin(rows), Box::pin(indexes)) {
         (Ok(_), built) => Ok(built?),
         // Whoever was stopped was stopped by the other, or both by the caller.
         (Err(snapshot::Error::Stopped), Err(error)) => Err(error.into()),

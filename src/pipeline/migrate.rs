@@ -78,7 +78,8 @@ impl Migrate {
         if self.board.phase() == Phase::Copying {
             self.supervisor.keep("copy", || self.copy_schema(prepared)).await?;
             let rows = Rows::Arriving(self.board.copying().complete());
-            let (copied, built) = tokio::join!(self.bring_all_rows(prepared), self.build_indexes(prepared, rows));
+            let (copying, building) = (self.bring_all_rows(prepared), self.build_indexes(prepared, rows));
+            let (copied, built) = tokio::join!(Box::pin(copying), Box::pin(building));
             copied.and(built)?;
             self.advance(prepared, Input::IndexesBuilt).await?;
         }

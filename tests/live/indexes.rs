@@ -341,3 +341,18 @@ async fn an_index_of_that_name_that_nobody_recorded_is_not_taken_for_a_finished_
     let keys = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 't'::regclass AND contype = 'p'";
     assert_eq!(green.query_text(keys).await, ["PRIMARY KEY (id)"]);
 }
+
+#[tokio::test]
+async fn rows_that_break_a_key_are_refused_without_their_values() {
+    let (pair, options) = prepared("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let source = wire::connect(&options.source, "test").await.unwrap();
+    let catalog = schema::read_catalog(&source, &everything()).await.unwrap();
+    schema::copy_pre_data(&options, &catalog).await.unwrap();
+    pair.target.connect().await.exec("INSERT INTO t VALUES (4711), (4711)").await;
+    let steps = Steps::default();
+    let outcome = schema::copy_indexes(&options, &catalog, &steps, Rows::Complete, CancellationToken::new()).await;
+    let error = outcome.unwrap_err();
+    let told = changeover::telemetry::chain(&error);
+    assert_eq!(told, "make INDEX public.t_pkey: the rows do not allow it: could not create unique index \"t_pkey\"");
+    assert!(matches!(error.disposition(), changeover::model::Disposition::Halt { .. }));
+}

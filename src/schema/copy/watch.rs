@@ -62,8 +62,11 @@ async fn ask(session: &Session, backends: &[i32]) -> Result<BTreeMap<i32, Server
 }
 
 /// A build counts the table's blocks while it reads them, then tuples while it writes them; the server resets the one
-/// before it begins with the other (`_bt_spools_heapscan`).
+/// before it begins with the other (`_bt_spools_heapscan`), unless several processes read. Sorting is counted by neither.
 fn server_work(phase: String, [blocks_total, blocks_done, tuples_total, tuples_done]: [u64; 4]) -> ServerWork {
+    if phase.contains("sorting") {
+        return ServerWork { phase, unit: WorkUnit::Tuples, done: 0, total: 0 };
+    }
     if tuples_total > 0 {
         return ServerWork { phase, unit: WorkUnit::Tuples, done: tuples_done, total: tuples_total };
     }
@@ -77,9 +80,11 @@ mod tests {
     #[test]
     fn blocks_are_counted_until_there_are_tuples() {
         let work = |counts| {
-            let work = server_work(String::new(), counts);
+            let work = server_work("building index: scanning table".to_owned(), counts);
             (work.unit, work.done, work.total)
         };
+        let sorting = server_work("building index: sorting live tuples".to_owned(), [10, 10, 0, 0]);
+        assert_eq!(sorting.total, 0, "what was read is no share of the sort");
         assert_eq!(work([10, 4, 0, 0]), (WorkUnit::Blocks, 4, 10));
         assert_eq!(work([0, 0, 500, 0]), (WorkUnit::Tuples, 0, 500));
         assert_eq!(work([0, 0, 0, 0]), (WorkUnit::Blocks, 0, 0));

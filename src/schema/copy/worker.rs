@@ -161,7 +161,8 @@ impl Worker {
                 }
                 // The server may still be at work for a daemon that was killed, and have finished it meanwhile.
                 Err(_) if self.done().await.is_ok_and(|done| done.contains(&step.key())) => return Ok(()),
-                other => return other.map_err(Error::query(format!("make {}", step.title))),
+                Err(error) => return Err(failed(error, step)),
+                Ok(()) => return Ok(()),
             }
         }
         Err(Error::Locked { table: step.title.clone(), blocker: self.lock_holders(step).await })
@@ -211,6 +212,16 @@ impl Worker {
 
     async fn lock_holders(&self, step: &Step) -> String {
         locks::holders(&self.session, step.relation.as_slice()).await
+    }
+}
+
+/// Rows that break a key or a check (SQLSTATE class 23) are named with their values in the error's detail.
+fn failed(error: tokio_postgres::Error, step: &Step) -> Error {
+    let doing = format!("make {}", step.title);
+    let violation = error.as_db_error().filter(|error| error.code().code().starts_with("23"));
+    match violation.map(|error| error.message().to_owned()) {
+        Some(message) => Error::Violated { doing, message },
+        None => Error::query(doing)(error),
     }
 }
 
