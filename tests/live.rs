@@ -27,6 +27,8 @@ mod schema_everything;
 mod schema_prepared;
 #[path = "live/schema_details.rs"]
 mod schema_details;
+#[path = "live/indexes.rs"]
+mod indexes;
 #[path = "live/snapshot.rs"]
 mod snapshot;
 #[path = "live/decode.rs"]

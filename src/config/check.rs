@@ -155,6 +155,9 @@ fn check_snapshot(raw: RawSnapshot, findings: &mut Findings<'_>) -> Snapshot {
             Duration::from_secs(3600),
         ),
         index_workers: findings.number("snapshot.index_workers", raw.index_workers, 1..=64, 2) as usize,
+        index_parallel_workers: raw
+            .index_parallel_workers
+            .map(|count| findings.number("snapshot.index_parallel_workers", Some(count), 0..=64, 0) as u32),
         maintenance_work_mem_bytes: findings.size_if_given(mem, raw.maintenance_work_mem, MIB..=TIB),
         pg_dump: raw.pg_dump.map(PathBuf::from),
         throttle: check_throttle(raw.throttle, findings),

@@ -68,8 +68,10 @@ pub struct Snapshot {
     pub split_bytes: u64,
     /// No snapshot is held on the source for longer while tables are copied.
     pub snapshot_age_max: Duration,
-    /// Indexes and constraints built at once on the target.
+    /// Indexes and constraints built at once on the target, beside the copy.
     pub index_workers: usize,
+    /// `max_parallel_maintenance_workers` of each index build; `None` leaves the target's own setting.
+    pub index_parallel_workers: Option<u32>,
     /// `maintenance_work_mem` of each index build; `None` leaves the target's own setting.
     pub maintenance_work_mem_bytes: Option<u64>,
     /// The `pg_dump` to use; `None` looks for one that is new enough.

@@ -55,6 +55,7 @@ pub(super) const KEYS: &[Key] = &[
     key("snapshot.split", Kind::Size),
     key("snapshot.max_snapshot_age", Kind::Duration),
     key("snapshot.index_workers", Kind::Integer),
+    key("snapshot.index_parallel_workers", Kind::Integer),
     key("snapshot.maintenance_work_mem", Kind::Size),
     key("snapshot.pg_dump", Kind::Text),
     key("snapshot.throttle.max_rate", Kind::Size),

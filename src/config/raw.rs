@@ -63,6 +63,7 @@ pub(super) struct RawSnapshot {
     pub split: Option<String>,
     pub max_snapshot_age: Option<String>,
     pub index_workers: Option<i64>,
+    pub index_parallel_workers: Option<i64>,
     pub maintenance_work_mem: Option<String>,
     pub pg_dump: Option<String>,
     pub throttle: RawThrottle,

@@ -37,7 +37,7 @@ pub(super) fn set(status: &Status) {
     gauge!(names::QUEUE_BYTES, with(names::LABEL_STAGE, "spool")).set(status.spool.memory_bytes as f64);
     gauge!(names::QUEUE_CAPACITY_BYTES, with(names::LABEL_STAGE, "spool_disk"))
         .set(status.spool.disk_capacity_bytes as f64);
-    gauge!(names::SNAPSHOT_PROGRESS_RATIO, migration()).set(snapshot_ratio(status));
+    set_snapshot(status, &migration());
     let held = |reason, held: bool| {
         gauge!(names::SNAPSHOT_HELD, with(names::LABEL_REASON, reason)).set(f64::from(u8::from(held)));
     };
@@ -60,25 +60,30 @@ pub(super) fn set(status: &Status) {
     }
 }
 
+fn set_snapshot(status: &Status, labels: &[Label]) {
+    let snapshot = &status.snapshot;
+    let set = |name: &'static str, value: f64| gauge!(name, labels.to_vec()).set(value);
+    set(names::SNAPSHOT_PROGRESS_RATIO, snapshot.progress_ratio);
+    set(names::SNAPSHOT_TABLES, snapshot.tables_total as f64);
+    set(names::SNAPSHOT_TABLES_DONE, snapshot.tables_done as f64);
+    set(names::SNAPSHOT_BYTES_PER_SECOND, snapshot.bytes_per_second);
+    set(names::SCHEMA_STEPS, snapshot.indexes_total as f64);
+    set(names::SCHEMA_STEPS_DONE, snapshot.indexes_done as f64);
+    set(names::SCHEMA_STEPS_RUNNING, status.steps.len() as f64);
+    set(names::SCHEMA_STEPS_WAITING, status.steps.iter().filter(|step| step.waits_for.is_some()).count() as f64);
+    // A gauge cannot be taken back. NaN is what Prometheus has for a value that is not known.
+    let left = if status.phase.copies() { snapshot.eta_seconds.unwrap_or(f64::NAN) } else { 0.0 };
+    set(names::SNAPSHOT_ETA_SECONDS, left);
+}
+
 fn set_table(table: &TableStatus, labels: &[Label]) {
     gauge!(names::TABLE_LAG_SECONDS, labels.to_vec()).set(table.lag_seconds);
     gauge!(names::TABLE_ROWS, labels.to_vec()).set(table.rows as f64);
     counter!(names::SNAPSHOT_ROWS_TOTAL, labels.to_vec()).absolute(table.rows_copied);
+    counter!(names::SNAPSHOT_BYTES_TOTAL, labels.to_vec()).absolute(table.bytes_copied);
+    gauge!(names::SNAPSHOT_TABLE_PROGRESS_RATIO, labels.to_vec()).set(table.progress_ratio);
     if let Some(verdict) = &table.verdict {
         gauge!(names::CHECKSUM_MATCH, labels.to_vec()).set(f64::from(u8::from(verdict.equal)));
-    }
-}
-
-fn snapshot_ratio(status: &Status) -> f64 {
-    let snapshot = &status.snapshot;
-    match status.phase {
-        Phase::Preparing => 0.0,
-        // The total is an estimate, so it may be passed before the last table is done.
-        Phase::Copying if snapshot.bytes_total > 0 => {
-            (snapshot.bytes_copied as f64 / snapshot.bytes_total as f64).min(0.999)
-        }
-        Phase::Copying => 0.0,
-        Phase::Indexing | Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => 1.0,
     }
 }
 

@@ -1,13 +1,19 @@
 //! The status as people read it in a terminal.
 
 use crate::config::format_size;
-use crate::pipeline::{Owner, Phase, SinkStatus, Status, TableState, TableStatus, ThrottleStatus, Trouble};
+use crate::pipeline::{
+    Owner, Phase, SinkStatus, SnapshotStatus, Status, StepStatus, TableState, TableStatus, ThrottleStatus, Trouble,
+    WorkUnit,
+};
 use crate::telemetry::clock;
 
 /// Narrower than this nothing lines up any more.
 const COLUMNS_MIN: usize = 60;
 /// Wider than this the eye loses the line.
 const COLUMNS_MAX: usize = 140;
+/// What is under way on the target, where the screen has an end: more than this leaves no room for the tables.
+const STEPS_MAX: usize = 8;
+const TABLES_MIN: usize = 3;
 
 /// Draws a [`Status`] into lines no wider than `columns`.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +32,9 @@ impl Screen {
         let mut lines = vec![self.headline(status), flow(status)];
         lines.extend(copy(status));
         lines.extend(self.held(&status.throttle));
+        let steps = self.steps(status);
+        let step_lines = steps.len();
+        lines.extend(steps);
         lines.extend(status.sinks.iter().map(sink));
         lines.push(spool(status));
         lines.extend(verification(status));
@@ -35,7 +44,7 @@ impl Screen {
             lines.extend(troubles.iter().flat_map(|trouble| self.trouble(word, trouble)));
         }
         lines.push(String::new());
-        lines.extend(self.tables(&status.tables));
+        lines.extend(self.tables(status, step_lines));
         lines.into_iter().map(|line| clip(&line, self.columns)).collect()
     }
 
@@ -66,46 +75,159 @@ impl Screen {
         lines
     }
 
-    fn tables(&self, tables: &[TableStatus]) -> Vec<String> {
-        let shown = self.tables_max.unwrap_or(usize::MAX).min(tables.len());
+    /// Index builds and what else runs on the target, with how far the server says each is.
+    fn steps(&self, status: &Status) -> Vec<String> {
+        let snapshot = &status.snapshot;
+        let word = match status.phase {
+            Phase::Copying | Phase::Indexing => "indexes",
+            Phase::CatchingUp => "finish",
+            Phase::Preparing | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => return Vec::new(),
+        };
+        if snapshot.indexes_total == 0 {
+            return Vec::new();
+        }
+        let running = match status.steps.len() {
+            0 => String::new(),
+            count => format!(" · {count} running"),
+        };
+        let mut lines =
+            vec![format!("{word:<8} {} of {} steps done{running}", snapshot.indexes_done, snapshot.indexes_total)];
+        let shown = if self.tables_max.is_some() { STEPS_MAX } else { usize::MAX }.min(status.steps.len());
+        let steps = &status.steps[..shown];
+        let name_width = steps.iter().map(|step| width(&step.step)).max().unwrap_or(0).clamp(5, self.columns / 3);
+        lines.extend(steps.iter().map(|step| self.step(step, name_width)));
+        if shown < status.steps.len() {
+            lines.push(format!("  … and {} more", status.steps.len() - shown));
+        }
+        lines
+    }
+
+    fn step(&self, step: &StepStatus, name_width: usize) -> String {
+        let running = duration_words(step.running_seconds);
+        let drawn = match (&step.waits_for, step.total) {
+            (Some(holder), _) => format!("waits for {holder}"),
+            (None, 0) => match &step.phase {
+                Some(phase) => format!("{phase} · {running}"),
+                None => running,
+            },
+            (None, total) => {
+                let share = (step.done as f64 / total as f64).min(1.0);
+                let unit = step.unit.map_or("", unit);
+                format!(
+                    "{}  {:>3.0}%  {running:>6}  {} · {} of {} {unit}",
+                    bar(share, if self.columns < 110 { 8 } else { 16 }),
+                    (share * 100.0).floor(),
+                    step.phase.as_deref().unwrap_or_default().trim_start_matches("building index: "),
+                    count(step.done),
+                    count(total),
+                )
+            }
+        };
+        format!("  {}  {drawn}", padded(&step.step, name_width))
+    }
+
+    fn tables(&self, status: &Status, step_lines: usize) -> Vec<String> {
+        let tables = &status.tables;
+        let tables_max = self.tables_max.map(|max| max.saturating_sub(step_lines).max(TABLES_MIN.min(max)));
+        let shown = tables_max.unwrap_or(usize::MAX).min(tables.len());
         // Those in work first, then in the daemon's order, so that a long list shows what moves.
         let mut order: Vec<&TableStatus> = tables.iter().collect();
         order.sort_by_key(|table| rank(table.state));
         let name_width = order.iter().take(shown).map(|table| width(&table.table)).max().unwrap_or(0).clamp(5, 32);
+        let columns = Columns::of(status.phase, self.columns);
+        let bar_width = self.bar_width(name_width, columns);
         let mut lines = Vec::with_capacity(shown + 2);
         if shown > 0 {
-            let bar_width = self.bar_width(name_width);
-            lines.push(format!(
-                "{:name_width$}  {:bar_width$}  {:>4}  {:>9}  {:>8}  {}",
-                "table", "", "", "rows", "changes", "state"
-            ));
+            lines.push(format!("{:name_width$}  {:bar_width$}  {:>4}{}  state", "table", "", "", columns.titles()));
         }
-        lines.extend(order.iter().take(shown).map(|table| self.table(table, name_width)));
+        lines.extend(order.iter().take(shown).map(|table| {
+            format!(
+                "{}  {}  {:>3.0}%{}  {}",
+                padded(&table.table, name_width),
+                bar(table.progress_ratio, bar_width),
+                (table.progress_ratio * 100.0).floor(),
+                columns.values(table),
+                state(table),
+            )
+        }));
         if shown < tables.len() {
             lines.push(format!("… and {} more tables", tables.len() - shown));
         }
         lines
     }
 
-    fn table(&self, table: &TableStatus, name_width: usize) -> String {
-        let share = share_done(table);
-        let name = clip(&table.table, name_width);
-        let padding = " ".repeat(name_width.saturating_sub(width(&name)));
-        format!(
-            "{name}{padding}  {}  {:>3.0}%  {:>9}  {:>8}  {}",
-            bar(share, self.bar_width(name_width)),
-            (share * 100.0).floor(),
-            count(table.rows),
-            count(table.inserts + table.updates + table.deletes + table.truncates),
-            state(table),
-        )
+    /// What the other columns leave, within reason.
+    fn bar_width(&self, name_width: usize, columns: Columns) -> usize {
+        /// Two blanks, two, and the longest state.
+        const OTHERS: usize = 2 + 2 + 4 + 2 + 16;
+        self.columns.saturating_sub(name_width + OTHERS + width(&columns.titles())).clamp(6, 40)
+    }
+}
+
+/// Between the bar and the state: what matters in the phase.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Columns {
+    /// Rows, bytes and rates of the copy.
+    Copy,
+    /// The same where there is no room for rates.
+    CopyNarrow,
+    Stream,
+}
+
+impl Columns {
+    fn of(phase: Phase, columns: usize) -> Self {
+        match phase {
+            Phase::Preparing | Phase::Copying | Phase::Indexing if columns < 90 => Self::CopyNarrow,
+            Phase::Preparing | Phase::Copying | Phase::Indexing => Self::Copy,
+            Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => Self::Stream,
+        }
     }
 
-    /// What the other columns leave, within reason.
-    fn bar_width(&self, name_width: usize) -> usize {
-        const OTHERS: usize = 2 + 2 + 4 + 2 + 9 + 2 + 8 + 2 + 16;
-        self.columns.saturating_sub(name_width + OTHERS).clamp(6, 40)
+    fn titles(self) -> String {
+        match self {
+            Self::Copy => format!("  {:>7}  {:>9}  {:>11}", "rows", "bytes", "rate"),
+            Self::CopyNarrow => format!("  {:>7}  {:>9}", "rows", "bytes"),
+            Self::Stream => format!("  {:>9}  {:>8}", "rows", "changes"),
+        }
     }
+
+    fn values(self, table: &TableStatus) -> String {
+        let copied = || (count(table.rows_copied), format_size(table.bytes_copied));
+        match self {
+            Self::Copy => {
+                let (rows, bytes) = copied();
+                let copying = table.state == TableState::Copying && table.bytes_per_second > 0.0;
+                let rate = if copying { per_second(table.bytes_per_second) } else { String::new() };
+                format!("  {rows:>7}  {bytes:>9}  {rate:>11}")
+            }
+            Self::CopyNarrow => {
+                let (rows, bytes) = copied();
+                format!("  {rows:>7}  {bytes:>9}")
+            }
+            Self::Stream => format!(
+                "  {:>9}  {:>8}",
+                count(table.rows),
+                count(table.inserts + table.updates + table.deletes + table.truncates)
+            ),
+        }
+    }
+}
+
+fn unit(unit: WorkUnit) -> &'static str {
+    match unit {
+        WorkUnit::Blocks => "blocks",
+        WorkUnit::Tuples => "tuples",
+    }
+}
+
+fn per_second(bytes: f64) -> String {
+    format!("{}/s", format_size(bytes as u64))
+}
+
+fn padded(text: &str, columns: usize) -> String {
+    let text = clip(text, columns);
+    let padding = columns.saturating_sub(width(&text));
+    format!("{text}{}", " ".repeat(padding))
 }
 
 fn flow(status: &Status) -> String {
@@ -124,22 +246,36 @@ fn flow(status: &Status) -> String {
 }
 
 fn copy(status: &Status) -> Option<String> {
-    let (snapshot, phase) = (&status.snapshot, status.phase);
+    let snapshot = &status.snapshot;
     let limit = status.throttle.max_rate_bytes.map(|rate| format!(" (limit {}/s)", format_size(rate)));
-    let eta = snapshot.eta_seconds.map(|eta| format!(" · {} left", duration_words(eta))).unwrap_or_default();
-    match phase {
+    match status.phase {
         Phase::Copying => Some(format!(
-            "copy     {} of {} tables · {} of {} · {}/s{}{eta}",
+            "copy     {} of {} tables · {} of about {} ({:.0}%){}",
             snapshot.tables_done,
             snapshot.tables_total,
             format_size(snapshot.bytes_copied),
             format_size(snapshot.bytes_total),
-            format_size(snapshot.bytes_per_second as u64),
-            limit.unwrap_or_default(),
+            (snapshot.progress_ratio * 100.0).floor(),
+            time_left(snapshot, &limit.unwrap_or_default()),
         )),
-        Phase::Indexing => Some(format!("indexes  {} of {} built{eta}", snapshot.indexes_done, snapshot.indexes_total)),
-        Phase::Preparing | Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => None,
+        Phase::Preparing
+        | Phase::Indexing
+        | Phase::CatchingUp
+        | Phase::Streaming
+        | Phase::CuttingOver
+        | Phase::CutOver => None,
     }
+}
+
+fn time_left(snapshot: &SnapshotStatus, limit: &str) -> String {
+    if snapshot.bytes_per_second <= 0.0 {
+        return limit.to_owned();
+    }
+    let left = match snapshot.eta_seconds {
+        Some(eta) => format!("{} left", duration_words(eta)),
+        None => "time left unknown".to_owned(),
+    };
+    format!(" · {}{limit} · {left}", per_second(snapshot.bytes_per_second))
 }
 
 fn sink(sink: &SinkStatus) -> String {
@@ -205,24 +341,10 @@ fn rank(state: TableState) -> u8 {
         TableState::Copying => 0,
         TableState::Indexing => 1,
         TableState::CatchingUp => 2,
-        TableState::Waiting => 3,
-        TableState::Copied => 4,
-        TableState::Streaming => 5,
-    }
-}
-
-/// Of the copy, 0 to 1. Sizes are estimates beforehand, so only a table that is done shows a full bar.
-fn share_done(table: &TableStatus) -> f64 {
-    match table.state {
-        TableState::Waiting => 0.0,
-        TableState::Copying if table.bytes_total > 0 => {
-            (table.bytes_copied as f64 / table.bytes_total as f64).clamp(0.0, 0.99)
-        }
-        TableState::Copying if table.rows_estimated > 0 => {
-            (table.rows_copied as f64 / table.rows_estimated as f64).clamp(0.0, 0.99)
-        }
-        TableState::Copying => 0.0,
-        TableState::Copied | TableState::Indexing | TableState::CatchingUp | TableState::Streaming => 1.0,
+        TableState::Copied => 3,
+        TableState::Waiting => 4,
+        TableState::Indexed => 5,
+        TableState::Streaming => 6,
     }
 }
 
@@ -233,6 +355,7 @@ fn state(table: &TableStatus) -> String {
         (TableState::Copied, _) => "copied",
         (TableState::Indexing, _) => "indexing",
         (TableState::CatchingUp, _) => "catching up",
+        (TableState::Indexed, _) => "indexed",
         (TableState::Streaming, None) => "streaming",
         (TableState::Streaming, Some(verdict)) if verdict.equal => "equal",
         (TableState::Streaming, Some(_)) => "DIFFERENT",

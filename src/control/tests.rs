@@ -10,7 +10,8 @@ use crate::config::{Environment, parse};
 use crate::model::{Secret, SinkName};
 use crate::pipeline::{
     self, LatencyStatus, Owner, Phase, ResyncStage, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus,
-    SpoolStatus, Status, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
+    SpoolStatus, Status, StepStatus, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble,
+    VerificationStatus, WorkUnit,
 };
 use crate::telemetry;
 
@@ -116,6 +117,17 @@ fn table(name: &str, state: TableState) -> TableStatus {
         rows_estimated: 1000,
         bytes_copied: 1 << 20,
         bytes_total: 1 << 21,
+        progress_ratio: match state {
+            TableState::Waiting => 0.0,
+            TableState::Copying => 0.5,
+            TableState::Copied
+            | TableState::Indexing
+            | TableState::Indexed
+            | TableState::CatchingUp
+            | TableState::Streaming => 1.0,
+        },
+        bytes_per_second: 2e6,
+        rows_per_second: 1e4,
         eta_seconds: (state == TableState::Copying).then_some(75.0),
         inserts: 1_234_567,
         updates: 0,
@@ -124,6 +136,19 @@ fn table(name: &str, state: TableState) -> TableStatus {
         rows: 123_456_789,
         lag_seconds: 0.0,
         verdict: None,
+    }
+}
+
+fn step(title: &str, waits_for: Option<&str>, total: u64) -> StepStatus {
+    StepStatus {
+        step: title.to_owned(),
+        table: Some("public.copied".to_owned()),
+        running_seconds: 75.0,
+        waits_for: waits_for.map(str::to_owned),
+        phase: Some("building index: scanning table".to_owned()),
+        unit: Some(WorkUnit::Blocks),
+        done: total / 4,
+        total,
     }
 }
 
@@ -179,9 +204,16 @@ fn status() -> Status {
             bytes_copied: 3 << 30,
             bytes_total: 9 << 30,
             bytes_per_second: 1e8,
+            progress_ratio: 1.0 / 3.0,
             eta_seconds: Some(3700.0),
+            indexes_total: 12,
+            indexes_done: 3,
             ..SnapshotStatus::default()
         },
+        steps: vec![
+            step("INDEX public.copied_by_a_rather_long_list_of_its_columns", None, 1_200_000),
+            step("ANALYZE public.copied", Some("process 4711 (psql of me, ShareLock)"), 0),
+        ],
         tables: vec![
             different,
             table("public.waiting", TableState::Waiting),
@@ -229,6 +261,12 @@ fn the_status_fits_the_terminal_and_shows_what_moves_first() {
         assert!(at("held for") <= at("hold_query says"));
         assert!(at("HALTED kafka") < at("hint: start the broker"));
         assert!(lines[at("public.copying")].contains(" 50%"), "{lines:#?}");
+        assert!(at("3 of 12 steps done · 2 running") < at("  INDEX public.copied"), "{lines:#?}");
+        let build = &lines[at("  INDEX public.copied")];
+        assert!(build.contains("▌") || build.contains("██"), "a bar: {build}");
+        assert!(
+            build.contains(" 25%  1m 15s  scanning table") && lines[at("  ANALYZE")].contains("waits for process 4711")
+        );
         assert!(lines[0].starts_with("shop  copying") && lines[0].ends_with("writes: blue"));
     }
 }

@@ -1,11 +1,10 @@
 //! What the parts report, in one place, and the status composed from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tracing::info;
 
 use super::flow::Flow;
@@ -14,13 +13,14 @@ use super::prepare::Prepared;
 use super::resync::Desk;
 use super::status::{
     CutoverStatus, LatencyStatus, Owner, Phase, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus,
-    Status, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, VerificationStatus, printed,
+    Status, StepStatus, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, VerificationStatus, WorkUnit,
+    printed,
 };
 use super::troubles::Troubles;
 use crate::config::Config;
 use crate::model::{RowCounts, Settled, SinkName, SourceIdentity, TableName};
-use crate::schema::Steps;
-use crate::snapshot::{CopyState, Progress, TableProgress, Throttle};
+use crate::schema::{self, Steps, StepsRead};
+use crate::snapshot::{CopyState, Progress, ProgressRead, TableProgress, Throttle};
 use crate::source::SessionState;
 use crate::spool::Spool;
 use crate::telemetry::{Latency, Tally, clock};
@@ -43,8 +43,6 @@ struct Inner {
     sinks: BTreeMap<SinkName, watch::Sender<Settled>>,
     progress: Arc<Progress>,
     throttle: Arc<Throttle>,
-    /// When the copy began: rates are read from here.
-    copy_began: OnceLock<Instant>,
     indexes: Arc<Steps>,
     stream: OnceLock<Stream>,
     slot_retained_bytes: AtomicU64,
@@ -83,9 +81,8 @@ impl Board {
             tally: Arc::default(),
             latency: Arc::default(),
             sinks,
-            progress: Arc::default(),
+            progress: Arc::new(Progress::new(config.snapshot.workers, config.snapshot.split_bytes)),
             throttle: Arc::new(Throttle::new(throttle_options(config))),
-            copy_began: OnceLock::new(),
             indexes: Arc::default(),
             stream: OnceLock::new(),
             slot_retained_bytes: AtomicU64::new(0),
@@ -150,9 +147,7 @@ impl Board {
         self.0.sinks.get(&sink).expect("asked only for sinks that are configured").clone()
     }
 
-    /// The copy's progress; its clock starts with the first call.
     pub(super) fn copying(&self) -> Arc<Progress> {
-        self.0.copy_began.get_or_init(Instant::now);
         Arc::clone(&self.0.progress)
     }
 
@@ -202,7 +197,8 @@ impl Board {
         let (halted, retrying) = inner.troubles.read();
         let sinks: Vec<SinkStatus> = inner.sinks.iter().map(|(name, settled)| self.sink(*name, settled)).collect();
         let target = sinks.iter().find(|sink| sink.sink == SinkName::Target).expect("the target is always a sink");
-        let tables = self.tables(phase);
+        let (copied, steps) = (inner.progress.read(), inner.indexes.read());
+        let tables = self.tables(phase, &copied, &steps);
         let throttle = inner.throttle.read();
         Status {
             migration: inner.migration.clone(),
@@ -218,7 +214,8 @@ impl Board {
             lag_seconds: target.lag_seconds,
             latency: self.latencies(),
             spool: self.spool(),
-            snapshot: self.snapshot(phase, &tables),
+            snapshot: snapshot_status(phase, &copied, &steps, &tables),
+            steps: steps.running.values().map(step_status).collect(),
             throttle: ThrottleStatus {
                 held: throttle.reasons,
                 held_since_us: throttle.held_since_us,
@@ -285,21 +282,26 @@ impl Board {
         }
     }
 
-    fn tables(&self, phase: Phase) -> Vec<TableStatus> {
+    fn tables(&self, phase: Phase, copied: &ProgressRead, steps: &StepsRead) -> Vec<TableStatus> {
         let Some(stream) = self.0.stream.get() else { return Vec::new() };
-        let copied = self.0.progress.read().tables;
         let streamed = self.0.tally.read();
         let report = lock(&self.0.report).clone();
         let verdicts: BTreeMap<String, TableVerdictStatus> =
             report.iter().flat_map(|report| report.tables.iter().map(|table| verdict(report, table))).collect();
-        let elapsed = self.0.copy_began.get().map_or(0.0, |began| began.elapsed().as_secs_f64());
+        let indexing: BTreeSet<&TableName> = steps.running.values().filter_map(|step| step.table.as_ref()).collect();
+        let indexes = |name: &TableName| match () {
+            () if steps.indexed.contains(name) => Indexes::There,
+            () if indexing.contains(name) => Indexes::UnderWay,
+            () => Indexes::Awaited,
+        };
         let status = |name: &TableName| {
             let counts = streamed.get(name).copied().unwrap_or_default();
             let apart = self.0.resync.table(name);
-            let progress = apart.and_then(|(_, progress)| progress).or_else(|| copied.get(name).copied());
-            let mut status = table_status(name, phase, progress.as_ref(), counts, elapsed);
+            let progress = apart.and_then(|(_, progress)| progress).or_else(|| copied.tables.get(name).copied());
+            let ordinary = || table_state(phase, progress.as_ref(), indexes(name));
+            let state = apart.map_or_else(ordinary, |(state, _)| state);
+            let mut status = table_status(name, state, progress.as_ref(), counts);
             let sink = if apart.is_some() { SinkName::Resync } else { SinkName::Target };
-            status.state = apart.map_or(status.state, |(state, _)| state);
             let before = stream.row_estimates.get(name).copied().unwrap_or_default();
             status.rows = (status.rows_copied.max(before) + counts.inserts).saturating_sub(counts.deletes);
             status.lag_seconds = stream.flow.lag(sink).map_or(0.0, |lag| lag.seconds);
@@ -307,26 +309,6 @@ impl Board {
             status
         };
         stream.tables.iter().map(status).collect()
-    }
-
-    fn snapshot(&self, phase: Phase, tables: &[TableStatus]) -> SnapshotStatus {
-        let sum = |value: fn(&TableStatus) -> u64| tables.iter().map(value).sum::<u64>();
-        let (copied, total) = (sum(|table| table.bytes_copied), sum(|table| table.bytes_total));
-        let elapsed = self.0.copy_began.get().map_or(0.0, |began| began.elapsed().as_secs_f64());
-        let copying = phase == Phase::Copying;
-        let rate = if copying && elapsed > 0.0 { copied as f64 / elapsed } else { 0.0 };
-        let steps = self.0.indexes.read();
-        SnapshotStatus {
-            tables_total: tables.len() as u64,
-            tables_done: tables.iter().filter(|table| table.state as u8 >= TableState::Copied as u8).count() as u64,
-            rows_copied: sum(|table| table.rows_copied),
-            bytes_copied: copied,
-            bytes_total: total.max(copied),
-            bytes_per_second: rate,
-            eta_seconds: (rate > 0.0).then(|| total.saturating_sub(copied) as f64 / rate),
-            indexes_total: steps.total,
-            indexes_done: steps.done,
-        }
     }
 
     fn resync_status(&self) -> Option<ResyncStatus> {
@@ -355,27 +337,40 @@ impl Board {
     }
 }
 
-fn table_status(
-    name: &TableName,
-    phase: Phase,
-    copied: Option<&TableProgress>,
-    counts: RowCounts,
-    elapsed_seconds: f64,
-) -> TableStatus {
-    let done = |progress: &TableProgress| progress.state == CopyState::Copied;
-    let rows_copied = copied.map_or(0, |progress| progress.rows_copied);
+/// Of one table.
+#[derive(Clone, Copy)]
+enum Indexes {
+    Awaited,
+    UnderWay,
+    There,
+}
+
+/// A share that is an estimate is never told as the whole.
+const RATIO_BEFORE_DONE: f64 = 0.999;
+
+fn table_status(name: &TableName, state: TableState, copied: Option<&TableProgress>, counts: RowCounts) -> TableStatus {
     let bytes_copied = copied.map_or(0, |progress| progress.bytes_copied);
-    let bytes_total = copied.map_or(0, |progress| progress.bytes_total);
-    let rate = if elapsed_seconds > 0.0 { bytes_copied as f64 / elapsed_seconds } else { 0.0 };
-    let finished = copied.is_some_and(done);
+    // Past every estimate the total is not known: what is there is all that can be told.
+    let expected = copied.map_or(0, |progress| progress.bytes_expected.unwrap_or_default()).max(bytes_copied);
     TableStatus {
         table: name.to_string(),
-        state: table_state(phase, copied),
-        rows_copied,
+        state,
+        rows_copied: copied.map_or(0, |progress| progress.rows_copied),
         rows_estimated: copied.map_or(0, |progress| progress.rows_estimated),
         bytes_copied,
-        bytes_total: if finished { bytes_copied } else { bytes_total.max(bytes_copied) },
-        eta_seconds: (!finished && rate > 0.0).then(|| bytes_total.saturating_sub(bytes_copied) as f64 / rate),
+        bytes_total: expected,
+        progress_ratio: match state {
+            TableState::Waiting => 0.0,
+            TableState::Copying => ratio(bytes_copied, expected).min(RATIO_BEFORE_DONE),
+            TableState::Copied
+            | TableState::Indexing
+            | TableState::Indexed
+            | TableState::CatchingUp
+            | TableState::Streaming => 1.0,
+        },
+        bytes_per_second: copied.and_then(|progress| progress.bytes_per_second).unwrap_or_default(),
+        rows_per_second: copied.and_then(|progress| progress.rows_per_second).unwrap_or_default(),
+        eta_seconds: copied.and_then(|progress| progress.seconds_left),
         inserts: counts.inserts,
         updates: counts.updates,
         deletes: counts.deletes,
@@ -386,16 +381,77 @@ fn table_status(
     }
 }
 
-fn table_state(phase: Phase, copied: Option<&TableProgress>) -> TableState {
+fn table_state(phase: Phase, copied: Option<&TableProgress>, indexes: Indexes) -> TableState {
+    let with_rows = || match indexes {
+        Indexes::Awaited => TableState::Copied,
+        Indexes::UnderWay => TableState::Indexing,
+        Indexes::There => TableState::Indexed,
+    };
     match phase {
         Phase::Preparing => TableState::Waiting,
         Phase::Copying => match copied.map(|progress| progress.state) {
             None | Some(CopyState::Waiting) => TableState::Waiting,
             Some(CopyState::Copying) => TableState::Copying,
-            Some(CopyState::Copied) => TableState::Copied,
+            Some(CopyState::Copied) => with_rows(),
         },
-        Phase::Indexing => TableState::Indexing,
+        Phase::Indexing => with_rows(),
         Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => TableState::Streaming,
+    }
+}
+
+fn snapshot_status(phase: Phase, copied: &ProgressRead, steps: &StepsRead, tables: &[TableStatus]) -> SnapshotStatus {
+    let sum = |value: fn(&TableStatus) -> u64| tables.iter().map(value).sum::<u64>();
+    let (bytes_copied, bytes_total) = (sum(|table| table.bytes_copied), sum(|table| table.bytes_total));
+    let copying = phase == Phase::Copying;
+    SnapshotStatus {
+        tables_total: tables.len() as u64,
+        tables_done: tables.iter().filter(|table| has_rows(table.state)).count() as u64,
+        rows_copied: sum(|table| table.rows_copied),
+        bytes_copied,
+        bytes_total,
+        progress_ratio: match phase {
+            Phase::Preparing => 0.0,
+            Phase::Copying => ratio(bytes_copied, bytes_total).min(RATIO_BEFORE_DONE),
+            Phase::Indexing | Phase::CatchingUp | Phase::Streaming | Phase::CuttingOver | Phase::CutOver => 1.0,
+        },
+        bytes_per_second: copied.bytes_per_second.filter(|_| copying).unwrap_or_default(),
+        rows_per_second: copied.rows_per_second.filter(|_| copying).unwrap_or_default(),
+        eta_seconds: copied.seconds_left.filter(|_| copying),
+        indexes_total: steps.total,
+        indexes_done: steps.done,
+    }
+}
+
+fn has_rows(state: TableState) -> bool {
+    match state {
+        TableState::Waiting | TableState::Copying => false,
+        TableState::Copied
+        | TableState::Indexing
+        | TableState::Indexed
+        | TableState::CatchingUp
+        | TableState::Streaming => true,
+    }
+}
+
+/// Nothing of nothing is no share yet.
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+fn step_status(step: &schema::RunningStep) -> StepStatus {
+    let unit = |work: &schema::ServerWork| match work.unit {
+        schema::WorkUnit::Blocks => WorkUnit::Blocks,
+        schema::WorkUnit::Tuples => WorkUnit::Tuples,
+    };
+    StepStatus {
+        step: step.title.clone(),
+        table: step.table.as_ref().map(TableName::to_string),
+        running_seconds: step.began.elapsed().as_secs_f64(),
+        waits_for: step.waits_for.clone(),
+        phase: step.work.as_ref().map(|work| work.phase.clone()),
+        unit: step.work.as_ref().map(unit),
+        done: step.work.as_ref().map_or(0, |work| work.done),
+        total: step.work.as_ref().map_or(0, |work| work.total),
     }
 }
 

@@ -13,7 +13,7 @@ use super::prepare::ready;
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
 use crate::preflight;
-use crate::schema::{self, Migration, Steps};
+use crate::schema::{self, Catalog, CopyOptions, Migration, Rows, Steps};
 use crate::snapshot::{self, Progress, Throttle};
 use crate::source;
 use crate::wire;
@@ -62,16 +62,10 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     if let Some(options) = &options {
         schema::copy_pre_data(options, &catalog).await?;
     }
-    // As of one moment, however long it takes: nothing follows that could bring the tables together.
-    let throttle = Arc::new(Throttle::new(throttle_options(config)));
-    let options_of_rows =
-        snapshot::Options { snapshot_age_max: None, ..snapshot_options(config, Arc::clone(&throttle)) };
-    let copying = snapshot::run(options_of_rows, &catalog, Arc::clone(&progress), stop.clone());
-    throttle.beside(Box::pin(copying)).await?;
+    let steps = Steps::default();
+    rows_and_indexes(config, options.as_ref(), &catalog, &progress, &steps, &stop).await?;
     let mut copied = Copied::default();
     if let Some(options) = &options {
-        let steps = Steps::default();
-        schema::copy_indexes(options, &catalog, &steps, stop.clone()).await?;
         schema::copy_post_data(options, &catalog, &steps, stop.clone()).await?;
         copied.large_objects = schema::copy_large_objects(options, stop).await?;
     }
@@ -83,4 +77,37 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     }
     schema::drop_state(&target, &config.migration).await?;
     Ok(copied)
+}
+
+/// The indexes of a table are built while others are still copied. When one side fails, the other is stopped and awaited:
+/// dropped, its statements would go on inside the server.
+async fn rows_and_indexes(
+    config: &Config,
+    options: Option<&CopyOptions>,
+    catalog: &Catalog,
+    progress: &Arc<Progress>,
+    steps: &Steps,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let stop = stop.child_token();
+    let rows = async {
+        let throttle = Arc::new(Throttle::new(throttle_options(config)));
+        // As of one moment, however long it takes: nothing follows that could bring the tables together.
+        let options = snapshot::Options { snapshot_age_max: None, ..snapshot_options(config, Arc::clone(&throttle)) };
+        let copying = snapshot::run(options, catalog, Arc::clone(progress), stop.clone());
+        let copied = throttle.beside(Box::pin(copying)).await;
+        copied.inspect_err(|_| stop.cancel())
+    };
+    let indexes = async {
+        let Some(options) = options else { return Ok(()) };
+        let arriving = Rows::Arriving(progress.complete());
+        let built = schema::copy_indexes(options, catalog, steps, arriving, stop.clone()).await;
+        built.inspect_err(|_| stop.cancel())
+    };
+    match tokio::join!(Box::pin(rows), Box::pin(indexes)) {
+        (Ok(_), built) => Ok(built?),
+        // Whoever was stopped was stopped by the other, or both by the caller.
+        (Err(snapshot::Error::Stopped), Err(error)) => Err(error.into()),
+        (Err(error), _) => Err(error.into()),
+    }
 }

@@ -1,7 +1,9 @@
 //! Carries a migration through its phases: schema, rows, indexes, catching up, constraints.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::info;
 
 use super::board::Board;
@@ -16,10 +18,13 @@ use super::supervise::Supervisor;
 use crate::config::{Config, SnapshotMode};
 use crate::cutover::Owner;
 use crate::model::{SinkName, TableHandover};
-use crate::schema::{self, CopyOptions};
+use crate::schema::{self, CopyOptions, Rows};
 use crate::snapshot::{self, Throttle};
 use crate::spool::Cursor;
 use crate::wire;
+
+/// Often enough for a rate over half a minute.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct Migrate {
     pub(super) config: Arc<Config>,
@@ -73,20 +78,46 @@ impl Migrate {
             self.advance(prepared, Input::SlotReady { copies_rows: copies_rows(&self.config) }).await?;
         }
         if self.board.phase() == Phase::Copying {
-            self.supervisor.keep("copy", || self.copy(prepared)).await?;
-            self.advance(prepared, Input::RowsCopied).await?;
+            self.supervisor.keep("copy", || self.copy_schema(prepared)).await?;
+            let rows = Rows::Arriving(self.board.copying().complete());
+            let (copying, building) = (self.bring_all_rows(prepared), self.build_indexes(prepared, rows));
+            let (copied, built) = tokio::join!(Box::pin(copying), Box::pin(building));
+            copied.and(built)?;
+            self.advance(prepared, Input::IndexesBuilt).await?;
         }
         if self.board.phase() == Phase::Indexing {
-            self.supervisor.keep("indexes", || self.build_indexes(prepared)).await?;
+            self.build_indexes(prepared, Rows::Complete).await?;
             self.advance(prepared, Input::IndexesBuilt).await?;
         }
         Some(())
     }
 
-    async fn copy(&self, prepared: &Prepared) -> Result<(), Error> {
+    /// The indexes of tables whose rows are there are built meanwhile; the phase tells what is left without them.
+    async fn bring_all_rows(&self, prepared: &Prepared) -> Option<()> {
+        tokio::select! {
+            copied = self.supervisor.keep("copy", || self.copy(prepared)) => copied?,
+            never = self.sample() => match never {},
+        }
+        self.advance(prepared, Input::RowsCopied).await
+    }
+
+    /// What rates and estimates are taken from. Whoever asks for the status asks when they like.
+    async fn sample(&self) -> std::convert::Infallible {
+        let progress = self.board.copying();
+        loop {
+            progress.sample(Instant::now());
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
+        }
+    }
+
+    async fn copy_schema(&self, prepared: &Prepared) -> Result<(), Error> {
         if self.config.snapshot.mode == SnapshotMode::Full {
             schema::copy_pre_data(&self.schema_options(prepared).await?, &prepared.catalog).await?;
         }
+        Ok(())
+    }
+
+    async fn copy(&self, prepared: &Prepared) -> Result<(), Error> {
         let throttle = self.board.throttle();
         let options = snapshot_options(&self.config, Arc::clone(&throttle));
         let stop = self.supervisor.stop.child_token();
@@ -102,13 +133,17 @@ impl Migrate {
         Ok(())
     }
 
-    async fn build_indexes(&self, prepared: &Prepared) -> Result<(), Error> {
-        if self.config.snapshot.mode == SnapshotMode::Full {
-            let stop = self.supervisor.stop.child_token();
-            let options = self.schema_options(prepared).await?;
-            schema::copy_indexes(&options, &prepared.catalog, &self.board.indexing(), stop).await?;
-        }
-        Ok(())
+    /// Of each table as soon as `rows` says that it may. `None` when the daemon stops.
+    async fn build_indexes(&self, prepared: &Prepared, rows: Rows) -> Option<()> {
+        let building = || async {
+            if self.config.snapshot.mode == SnapshotMode::Full {
+                let stop = self.supervisor.stop.child_token();
+                let options = self.schema_options(prepared).await?;
+                schema::copy_indexes(&options, &prepared.catalog, &self.board.indexing(), rows.clone(), stop).await?;
+            }
+            Ok(())
+        };
+        self.supervisor.keep("indexes", building).await
     }
 
     /// What needs the target to be one state of the source: foreign keys hold, and materialised views mean something.
@@ -175,6 +210,6 @@ pub(super) async fn schema_options(config: &Config, source_major: u32) -> Result
         pg_dump: schema::find_pg_dump(source_major, config.snapshot.pg_dump.as_deref()).await?,
         workers: config.snapshot.index_workers,
         maintenance_work_mem: memory.map(|bytes| format!("{}kB", bytes / 1024)),
-        parallel_maintenance_workers: None,
+        parallel_maintenance_workers: config.snapshot.index_parallel_workers,
     })
 }

@@ -8,7 +8,7 @@
 //! [daemon] starts ─► [receive] source ─► decode ─► spool ─┬─► [sinks] target
 //!     │                                                    └─► [sinks] Kafka
 //!     ├──► [durable] spool ─► disk ─► what the source may forget, when the spool is more than a cache
-//!     ├──► [migrate] copying ─► indexing ─► catching up ─► streaming      every part under [supervise]
+//!     ├──► [migrate] copying (indexes beside it) ─► indexing ─► catching up ─► streaming      every part under [supervise]
 //!     ├──► [resync] tables that are copied again or join, in a lane of their own, while the others stream
 //!     └──► [requests] verify, cutover, resync, pause, resume, stop
 //! ```
@@ -47,5 +47,6 @@ pub use error::Error;
 pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, ResyncRequest, ThrottleRequest, VerifyRequest};
 pub use status::{
     CutoverStatus, LatencyStatus, Owner, Phase, ResyncStage, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus,
-    SpoolStatus, Status, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
+    SpoolStatus, Status, StepStatus, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble,
+    VerificationStatus, WorkUnit,
 };

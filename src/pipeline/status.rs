@@ -32,6 +32,8 @@ pub struct Status {
     pub snapshot: SnapshotStatus,
     /// How the copy spares the source.
     pub throttle: ThrottleStatus,
+    /// Statements of the schema that are under way on the target: index builds, keys, ANALYZE, constraints.
+    pub steps: Vec<StepStatus>,
     pub tables: Vec<TableStatus>,
     pub verification: Option<VerificationStatus>,
     pub cutover: Option<CutoverStatus>,
@@ -131,11 +133,17 @@ pub struct SnapshotStatus {
     pub tables_done: u64,
     pub rows_copied: u64,
     pub bytes_copied: u64,
-    /// Estimated from the size of the tables on the source.
+    /// Estimated from the tables' sizes on the source and from what was copied so far.
     pub bytes_total: u64,
+    /// `bytes_copied` of `bytes_total`, 1 when every row is there.
+    pub progress_ratio: f64,
+    /// Over the last half minute.
     pub bytes_per_second: f64,
-    /// `None` before a rate is known and when done.
+    pub rows_per_second: f64,
+    /// Until the last row is copied, at the rate of the last half minute: no less than what the slowest table needs by
+    /// itself. `None` before a rate is known, when nobody can tell, and when done.
     pub eta_seconds: Option<f64>,
+    /// Steps of the schema after the rows: index builds, keys, statistics; while catching up constraints and the rest.
     pub indexes_total: u64,
     pub indexes_done: u64,
 }
@@ -151,6 +159,30 @@ pub struct ThrottleStatus {
     pub max_rate_bytes: Option<u64>,
 }
 
+/// A statement under way on the target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepStatus {
+    /// `INDEX public.orders_by_customer`
+    pub step: String,
+    pub table: Option<String>,
+    pub running_seconds: f64,
+    /// Who holds the lock that it needs.
+    pub waits_for: Option<String>,
+    /// What the server says it is doing; `None` for what it does not report on.
+    pub phase: Option<String>,
+    /// What `done` and `total` count in this phase: blocks or tuples. A phase that is not counted has a total of 0.
+    pub unit: Option<WorkUnit>,
+    pub done: u64,
+    pub total: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkUnit {
+    Blocks,
+    Tuples,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TableStatus {
     pub table: String,
@@ -159,7 +191,14 @@ pub struct TableStatus {
     pub rows_copied: u64,
     pub rows_estimated: u64,
     pub bytes_copied: u64,
+    /// What `bytes_copied` will come to, as far as one can tell.
     pub bytes_total: u64,
+    /// Share of the copy, 0 to 1; below 1 until every row is there.
+    pub progress_ratio: f64,
+    /// Over the last half minute, while it is copied.
+    pub bytes_per_second: f64,
+    pub rows_per_second: f64,
+    /// Until its last row is copied; `None` when it is not in work, and when nobody can tell.
     pub eta_seconds: Option<f64>,
     pub inserts: u64,
     pub updates: u64,
@@ -177,10 +216,13 @@ pub struct TableStatus {
 pub enum TableState {
     Waiting,
     Copying,
+    /// Every row is there; its indexes have not been begun.
     Copied,
     Indexing,
     /// Copied while the others streamed: what was committed since is being applied.
     CatchingUp,
+    /// Its indexes are there too; other tables are not ready yet.
+    Indexed,
     Streaming,
 }
 

@@ -57,7 +57,8 @@ pub(super) async fn free_connections(check: &'static str, side: &Side, config: &
                       - current_setting('superuser_reserved_connections')::bigint
                       - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')";
     let free: i64 = side.ask(sql).await?;
-    let workers = config.snapshot.workers.max(config.snapshot.index_workers).max(config.verify.workers);
+    // Indexes are built while rows are copied.
+    let workers = (config.snapshot.workers + config.snapshot.index_workers).max(config.verify.workers);
     let needed = i64::try_from(workers).unwrap_or(i64::MAX).saturating_add(CONNECTIONS_BESIDE_WORKERS);
     if free >= needed {
         return Ok(Finding::pass(check, format!("{free} connections free, up to {needed} needed")));

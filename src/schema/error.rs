@@ -23,6 +23,9 @@ pub enum Error {
         #[source]
         source: wire::Error,
     },
+    /// Without the server's detail, which holds values.
+    #[error("{doing}: the rows do not allow it: {message}")]
+    Violated { doing: String, message: String },
     #[error("read {what} from the catalog: {found:?} is not known to this version")]
     UnknownCatalogValue { what: &'static str, found: String },
     #[error("find a pg_dump of version {at_least_major} or newer")]
@@ -82,6 +85,10 @@ impl Error {
             Self::Connect(source) | Self::Rows { source, .. } => source.disposition(),
             Self::Query { source, .. } => of_query(source),
             Self::Locked { .. } | Self::Stopped => Disposition::Retry,
+            Self::Violated { .. } => halt(
+                "the target's rows break what holds on the source: see who else wrote to the target, and whether the \
+                 source's index is corrupt (amcheck), then `resume`",
+            ),
             Self::UnknownCatalogValue { .. } => halt("use a version of changeover that knows this server's version"),
             Self::PgDumpMissing { at_least_major, newest } => halt(format!(
                 "install postgresql-client-{at_least_major} or newer (the newest found is {}), or name a pg_dump with \

@@ -1,7 +1,8 @@
 //! The schema: what a database holds, whether two sides fit, and its way from source to target.
 //!
 //! ```text
-//! pre-data (types, tables, functions)  →  rows [snapshot]  →  indexes  →  the stream catches up  →  post-data
+//! pre-data (types, tables, functions)  →  rows [snapshot]           →  the stream catches up  →  post-data
+//!                                          └ of each table → indexes ┘
 //! ```
 //!
 //! pg_dump writes the statements, one of its sections at a time; they run on the target in transactions that also hold
@@ -25,9 +26,9 @@ pub use catalog::{
 };
 pub use compare::{Described, Difference, DifferenceKind, compare};
 pub use copy::{
-    CopyOptions, ExtensionTable, MissingRoles, Steps, StepsRead, TargetLacks, copy_added_pre_data, copy_indexes,
-    copy_large_objects, copy_post_data, copy_post_data_of, copy_pre_data, extension_tables, missing_roles,
-    target_lacks,
+    CopyOptions, ExtensionTable, MissingRoles, Rows, RunningStep, ServerWork, Steps, StepsRead, TargetLacks, WorkUnit,
+    copy_added_pre_data, copy_indexes, copy_large_objects, copy_post_data, copy_post_data_of, copy_pre_data,
+    extension_tables, missing_roles, target_lacks,
 };
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;

@@ -12,6 +12,7 @@
 
 mod error;
 mod progress;
+mod estimate;
 mod plan;
 mod sql;
 mod holder;

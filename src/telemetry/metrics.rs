@@ -14,12 +14,24 @@ pub const SLOT_RETAINED_BYTES: &str = "changeover_slot_retained_bytes";
 pub const ROWS_TOTAL: &str = "changeover_rows_total";
 pub const TRANSACTIONS_TOTAL: &str = "changeover_transactions_total";
 pub const SNAPSHOT_ROWS_TOTAL: &str = "changeover_snapshot_rows_total";
+pub const SNAPSHOT_BYTES_TOTAL: &str = "changeover_snapshot_bytes_total";
 pub const SNAPSHOT_PROGRESS_RATIO: &str = "changeover_snapshot_progress_ratio";
 /// Label `reason`: load, pause.
 pub const SNAPSHOT_HELD: &str = "changeover_snapshot_held";
 pub const SNAPSHOT_HELD_SECONDS_TOTAL: &str = "changeover_snapshot_held_seconds_total";
 /// A second; 0 without a limit.
 pub const SNAPSHOT_RATE_LIMIT_BYTES: &str = "changeover_snapshot_rate_limit_bytes";
+pub const SNAPSHOT_TABLE_PROGRESS_RATIO: &str = "changeover_snapshot_table_progress_ratio";
+pub const SNAPSHOT_TABLES: &str = "changeover_snapshot_tables";
+pub const SNAPSHOT_TABLES_DONE: &str = "changeover_snapshot_tables_done";
+/// Over the last half minute.
+pub const SNAPSHOT_BYTES_PER_SECOND: &str = "changeover_snapshot_bytes_per_second";
+/// NaN while nobody can tell, 0 when the copy is over.
+pub const SNAPSHOT_ETA_SECONDS: &str = "changeover_snapshot_eta_seconds";
+pub const SCHEMA_STEPS: &str = "changeover_schema_steps";
+pub const SCHEMA_STEPS_DONE: &str = "changeover_schema_steps_done";
+pub const SCHEMA_STEPS_RUNNING: &str = "changeover_schema_steps_running";
+pub const SCHEMA_STEPS_WAITING: &str = "changeover_schema_steps_waiting";
 pub const TABLE_LAG_SECONDS: &str = "changeover_table_lag_seconds";
 pub const TABLE_ROWS: &str = "changeover_table_rows";
 pub const CHECKSUM_MATCH: &str = "changeover_checksum_match";
@@ -70,10 +82,23 @@ fn describe_all() {
     describe_counter!(ROWS_TOTAL, "Row changes applied on the target, by table and operation");
     describe_counter!(TRANSACTIONS_TOTAL, "Source transactions that are durable in the sink");
     describe_counter!(SNAPSHOT_ROWS_TOTAL, "Rows copied before streaming");
-    describe_gauge!(SNAPSHOT_PROGRESS_RATIO, "Share of the initial copy that is done, 0 to 1");
+    describe_counter!(SNAPSHOT_BYTES_TOTAL, Unit::Bytes, "Bytes copied before streaming, as they travelled");
+    describe_gauge!(
+        SNAPSHOT_PROGRESS_RATIO,
+        "Share of the initial copy that is done, 0 to 1; 1 when every row is there"
+    );
     describe_gauge!(SNAPSHOT_HELD, "1 while the copy stands still for the reason: load on the source, or a pause");
     describe_counter!(SNAPSHOT_HELD_SECONDS_TOTAL, "How long load on the source has held the copy, in whole seconds");
     describe_gauge!(SNAPSHOT_RATE_LIMIT_BYTES, "Bytes a second that the copy may read, 0 without a limit");
+    describe_gauge!(SNAPSHOT_TABLE_PROGRESS_RATIO, "Share of the table's initial copy that is done, 0 to 1");
+    describe_gauge!(SNAPSHOT_TABLES, "Tables that are copied or to be copied");
+    describe_gauge!(SNAPSHOT_TABLES_DONE, "Tables of which every row is there");
+    describe_gauge!(SNAPSHOT_BYTES_PER_SECOND, "Bytes copied a second, over the last half minute");
+    describe_gauge!(SNAPSHOT_ETA_SECONDS, Unit::Seconds, "Until the last row is copied; NaN while nobody can tell");
+    describe_gauge!(SCHEMA_STEPS, "Steps of the schema after the rows: indexes, keys, statistics, later constraints");
+    describe_gauge!(SCHEMA_STEPS_DONE, "Those of them that are done");
+    describe_gauge!(SCHEMA_STEPS_RUNNING, "Those of them that run now");
+    describe_gauge!(SCHEMA_STEPS_WAITING, "Those of them that wait for somebody else's lock");
     describe_gauge!(TABLE_LAG_SECONDS, Unit::Seconds, "Age of the table's oldest change not applied");
     describe_gauge!(TABLE_ROWS, "Rows of the table on the target, by our own count");
     describe_gauge!(CHECKSUM_MATCH, "1 when the table's last comparison found both sides equal, 0 when not");

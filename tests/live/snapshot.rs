@@ -480,7 +480,7 @@ async fn rows_and_schema_reach_the_newest_installed_version() {
     let (catalog, _) = migrate(&options).await;
     assert_equal(&pair, &catalog).await;
     let steps = schema::Steps::default();
-    schema::copy_indexes(&options, &catalog, &steps, CancellationToken::new()).await.unwrap();
+    schema::copy_indexes(&options, &catalog, &steps, schema::Rows::Complete, CancellationToken::new()).await.unwrap();
     schema::copy_post_data(&options, &catalog, &steps, CancellationToken::new()).await.unwrap();
     let target = wire::connect(&options.target, "test").await.unwrap();
     let there = schema::read_catalog(&target, &everything()).await.unwrap();

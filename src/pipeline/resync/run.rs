@@ -248,7 +248,8 @@ impl Resync {
             self.enter(ResyncStage::Indexing);
             let stop = self.supervisor.stop.child_token();
             let catalog = self.with_ancestors(added);
-            schema::copy_indexes(&self.schema_options().await?, &catalog, &Steps::default(), stop).await?;
+            let (options, steps) = (self.schema_options().await?, Steps::default());
+            schema::copy_indexes(&options, &catalog, &steps, schema::Rows::Complete, stop).await?;
         }
         self.enter(ResyncStage::CatchingUp);
         let until = self.source_position().await?;

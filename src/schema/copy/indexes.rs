@@ -1,64 +1,229 @@
-//! Primary keys, unique and exclusion constraints, and indexes of the tables that were copied.
+//! Primary keys, unique and exclusion constraints, indexes and statistics of the tables that are copied.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use super::pre_data::read_section;
-use super::side_by_side::run_groups;
-use super::worker::{Step, Worker, left_of};
+use super::schedule::{Next, Schedule};
+use super::side_by_side::{all, run_groups};
+use super::table_plan::Plan;
+use super::watch::watched;
+use super::worker::Worker;
 use super::{CopyOptions, Steps};
-use crate::model::TableName;
-use crate::schema::dump::{Entry, Section};
+use crate::model::{MigrationName, TableName};
+use crate::schema::dump::{Section, Setting};
 use crate::schema::{Catalog, Error};
-use crate::wire;
+use crate::wire::{self, Session};
 
-/// Builds the keys and indexes of the migration's tables, each in a transaction that records it: large tables first,
-/// tables side by side, the indexes of one table one after the other (a key takes the table for itself). Then
+/// Which tables' rows are there.
+#[derive(Clone, Debug)]
+pub enum Rows {
+    /// Those of all tables.
+    Complete,
+    /// Those of the tables named so far, as far as `changeover.unit` says the same: what is told may be older than a
+    /// crash of the target that took rows back.
+    Arriving(watch::Receiver<BTreeSet<TableName>>),
+}
+
+/// Arrivals are looked up at most this often: a database of many small tables completes hundreds a second.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Builds keys, indexes and statistics of the migration's tables, each step in a transaction that records it: a table as
+/// soon as its rows are there, the largest of those first, tables and the indexes of one table side by side. Then
 /// partitions' indexes are attached to those of their roots. What is recorded as done is left alone.
+///
+/// A step that fails ends the call, after the steps under way have ended by themselves.
 pub async fn copy_indexes(
     options: &CopyOptions,
     catalog: &Catalog,
     steps: &Steps,
+    rows: Rows,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let source = wire::connect(&options.source, "indexes").await.map_err(Error::Connect)?;
-    let worker = Worker::open(options, &[], &stop).await?;
-    let dump = read_section(options, catalog, Section::PostData, &source, &worker.session).await?;
-    let of_indexes = dump.entries.iter().filter(|entry| is_index_entry(entry, catalog));
-    let (attach, build): (Vec<Step>, Vec<Step>) = of_indexes.map(Step::of).partition(|step| step.relation.is_none());
-    let (total, done) = (attach.len() + build.len(), worker.done().await?);
-    let (build, attach) = (left_of(build, &done), left_of(attach, &done));
-    let step_count = build.len() + attach.len();
+    let control = Worker::open(options, &[], &stop).await?;
+    let dump = read_section(options, catalog, Section::PostData, &source, &control.session).await?;
+    drop(source);
+    let plan = Plan::of(&dump.entries, catalog);
+    let total = plan.len();
+    let plan = plan.left(&control.done().await?);
+    let step_count = plan.len();
     steps.expect(total, total - step_count);
-    run_groups(options, &dump.preamble, by_table(build, catalog), steps, &stop).await?;
+    let build = Build {
+        schedule: Mutex::new(Schedule::new(plan.tables)),
+        changed: watch::Sender::new(()),
+        steps,
+        migration: &options.migration,
+        stop: &stop,
+    };
+    let worker_count = options.workers.clamp(1, step_count.max(1));
+    let workers = open_workers(options, &dump.preamble, worker_count, &stop).await?;
+    build.run(options, &control.session, &workers, rows).await?;
+    drop(workers);
     // In the dump's order: an index of a middle level must be complete before it is attached to the one above.
-    run_groups(options, &dump.preamble, vec![attach], steps, &stop).await?;
+    run_groups(options, &dump.preamble, vec![plan.attach], steps, &stop).await?;
     info!(step_count, "indexes built");
     Ok(())
 }
 
-/// Whether an entry of the post-data section belongs here and not to [`super::copy_post_data`]. Indexes of materialised
-/// views do not: the view itself may come later.
-pub(super) fn is_index_entry(entry: &Entry, catalog: &Catalog) -> bool {
-    let of_table = || entry.relation().is_some_and(|relation| catalog.table(&relation).is_some());
-    match entry.kind.as_str() {
-        "INDEX ATTACH" => true,
-        "INDEX" | "CONSTRAINT" => of_table(),
-        _ => false,
+/// All of them before the first look at which rows are there: a target that crashes between the look and the build has
+/// broken the builder's session as well.
+async fn open_workers(
+    options: &CopyOptions,
+    preamble: &[Setting],
+    count: usize,
+    stop: &CancellationToken,
+) -> Result<Vec<Worker>, Error> {
+    let mut workers = Vec::with_capacity(count);
+    for _ in 0..count {
+        let worker = Worker::open(options, preamble, stop).await?;
+        worker.set_limits(options).await?;
+        workers.push(worker);
+    }
+    let ours: Vec<i32> = workers.iter().map(|worker| worker.session.backend_pid()).collect();
+    for worker in &mut workers {
+        worker.ours.clone_from(&ours);
+    }
+    Ok(workers)
+}
+
+/// What the workers of one call share.
+struct Build<'a> {
+    schedule: Mutex<Schedule>,
+    /// Told whenever the schedule may have something new.
+    changed: watch::Sender<()>,
+    steps: &'a Steps,
+    migration: &'a MigrationName,
+    stop: &'a CancellationToken,
+}
+
+type Part<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>;
+
+impl Build<'_> {
+    async fn run(&self, options: &CopyOptions, control: &Session, workers: &[Worker], rows: Rows) -> Result<(), Error> {
+        let mut parts: Vec<Part<'_>> = vec![Box::pin(self.receive(control, rows))];
+        parts.extend(workers.iter().map(|worker| -> Part<'_> { Box::pin(self.work(worker)) }));
+        let outcome = all(parts, || {
+            self.schedule().fail();
+            self.tell();
+        });
+        watched(&options.target, self.steps, outcome).await
+    }
+
+    /// Passes on whose rows are there, until that is known of every table.
+    async fn receive(&self, control: &Session, rows: Rows) -> Result<(), Error> {
+        let mut arriving = match rows {
+            Rows::Complete => {
+                self.arrived(&self.awaited());
+                return Ok(());
+            }
+            Rows::Arriving(arriving) => arriving,
+        };
+        let mut changed = self.changed.subscribe();
+        loop {
+            let told = arriving.borrow_and_update().clone();
+            let told: Vec<TableName> = self.awaited().into_iter().filter(|table| told.contains(table)).collect();
+            self.arrived(&recorded(control, self.migration, &told).await?);
+            if self.awaited().is_empty() || self.schedule().has_failed() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return Err(Error::Stopped),
+                // Nobody is left to tell of rows: the daemon ends.
+                told = arriving.changed() => told.map_err(|_| Error::Stopped)?,
+                () = failed(&mut changed, || self.schedule().has_failed()) => return Ok(()),
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Takes steps until none is left.
+    async fn work(&self, worker: &Worker) -> Result<(), Error> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(Error::Stopped);
+            }
+            changed.borrow_and_update();
+            let next = self.schedule().next();
+            match next {
+                Next::Over => return Ok(()),
+                Next::Wait => tokio::select! {
+                    () = self.stop.cancelled() => {}
+                    told = changed.changed() => told.expect("the sender is in the same struct"),
+                },
+                Next::Run(table, step) => {
+                    if let Err(error) = worker.run(&step, self.steps).await {
+                        debug!(step = step.title, "step failed: those under way go on, no other is begun");
+                        return Err(error);
+                    }
+                    self.schedule().done(&table);
+                    self.settle();
+                }
+            }
+        }
+    }
+
+    fn awaited(&self) -> Vec<TableName> {
+        self.schedule().awaited().cloned().collect()
+    }
+
+    fn arrived(&self, tables: &[TableName]) {
+        for table in tables {
+            self.schedule().arrived(table);
+        }
+        self.settle();
+    }
+
+    /// Reports what is finished and wakes those who wait.
+    fn settle(&self) {
+        let finished = self.schedule().take_finished();
+        for table in finished {
+            debug!(%table, "indexes of the table are there");
+            self.steps.indexed(table);
+        }
+        self.tell();
+    }
+
+    fn tell(&self) {
+        self.changed.send_replace(());
+    }
+
+    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One group a table, in the dump's order inside, the largest table first.
-fn by_table(steps: Vec<Step>, catalog: &Catalog) -> Vec<Vec<Step>> {
-    let mut groups: BTreeMap<TableName, Vec<Step>> = BTreeMap::new();
-    for step in steps {
-        let relation = step.relation.clone().expect("only attachments have no relation, and they were split off");
-        groups.entry(relation).or_default().push(step);
+async fn failed(changed: &mut watch::Receiver<()>, has_failed: impl Fn() -> bool) {
+    while !has_failed() {
+        if changed.changed().await.is_err() {
+            return;
+        }
     }
-    let mut groups: Vec<(TableName, Vec<Step>)> = groups.into_iter().collect();
-    groups.sort_by_key(|(name, _)| Reverse(catalog.table(name).map_or(0, |table| table.size_bytes)));
-    groups.into_iter().map(|(_, steps)| steps).collect()
+}
+
+/// Those of `tables` whose rows the target has recorded as complete.
+async fn recorded(control: &Session, migration: &MigrationName, tables: &[TableName]) -> Result<Vec<TableName>, Error> {
+    if tables.is_empty() {
+        return Ok(Vec::new());
+    }
+    let schemas: Vec<&str> = tables.iter().map(|table| &*table.schema).collect();
+    let names: Vec<&str> = tables.iter().map(|table| &*table.name).collect();
+    let sql = "SELECT u.table_schema, u.table_name FROM changeover.unit u
+               JOIN ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]))
+                    AS t (table_schema, table_name) USING (table_schema, table_name)
+               WHERE u.migration = $1 AND u.part = 0 AND u.complete";
+    let rows = control.query(sql, &[&migration.as_str(), &schemas, &names]).await;
+    let rows = rows.map_err(Error::query("read whose rows are there"))?;
+    if rows.len() < tables.len() {
+        warn!(told = tables.len(), recorded = rows.len(), "tables are not recorded as copied: waiting for them again");
+    }
+    Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
 }

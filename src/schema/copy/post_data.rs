@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::indexes::is_index_entry;
 use super::pre_data::read_section;
 use super::side_by_side::run_groups;
+use super::table_plan::is_index_entry;
 use super::worker::{Step, Worker, left_of};
 use super::{CopyOptions, Steps};
 use crate::model::{TableName, quote_identifier};

@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 
 use tokio_util::sync::CancellationToken;
 
+use super::watch::watched;
 use super::worker::{Step, Worker};
 use super::{CopyOptions, Steps};
 use crate::schema::Error;
@@ -38,24 +40,25 @@ pub(super) async fn run_groups(
         }
         Ok(())
     };
-    all((0..worker_count).map(|_| work()).collect(), &stop).await
+    let workers = (0..worker_count).map(|_| Box::pin(work())).collect();
+    watched(&options.target, steps, all(workers, || stop.cancel())).await
 }
 
-/// Until every worker has ended. The first error cancels `stop` and is the one returned.
-async fn all<F>(workers: Vec<F>, stop: &CancellationToken) -> Result<(), Error>
+/// Until every worker has ended. The first error is the one returned; `on_error` is called at once, to end the others.
+pub(super) async fn all<F>(workers: Vec<F>, on_error: impl Fn()) -> Result<(), Error>
 where
-    F: Future<Output = Result<(), Error>>,
+    F: Future<Output = Result<(), Error>> + Unpin,
 {
-    let mut running: Vec<_> = workers.into_iter().map(Box::pin).collect();
+    let mut running = workers;
     let mut outcome = Ok(());
     poll_fn(|context| {
-        running.retain_mut(|worker| match worker.as_mut().poll(context) {
+        running.retain_mut(|worker| match Pin::new(worker).poll(context) {
             Poll::Pending => true,
             Poll::Ready(Ok(())) => false,
             Poll::Ready(Err(error)) => {
                 if outcome.is_ok() {
                     outcome = Err(error);
-                    stop.cancel();
+                    on_error();
                 }
                 false
             }
@@ -80,7 +83,8 @@ mod tests {
             stop.cancelled().await;
             Err(Error::Stopped)
         };
-        let outcome = all(vec![worker(false), worker(true), worker(false)], &stop).await;
+        let workers = [false, true, false].map(|fails| Box::pin(worker(fails)));
+        let outcome = all(workers.into(), || stop.cancel()).await;
         assert!(matches!(outcome, Err(Error::DumpEncoding)));
     }
 }

@@ -69,6 +69,8 @@ pub(super) struct Worker {
     pub(super) session: Session,
     migration: MigrationName,
     stop: CancellationToken,
+    /// Backends of this daemon that run steps: not to be taken for those of an earlier one.
+    pub(super) ours: Vec<i32>,
 }
 
 impl Worker {
@@ -79,7 +81,8 @@ impl Worker {
         stop: &CancellationToken,
     ) -> Result<Self, Error> {
         let session = wire::connect(&options.target, "schema").await.map_err(Error::Connect)?;
-        let worker = Self { session, migration: options.migration.clone(), stop: stop.clone() };
+        let ours = vec![session.backend_pid()];
+        let worker = Self { session, migration: options.migration.clone(), stop: stop.clone(), ours };
         worker.set(preamble).await?;
         Ok(worker)
     }
@@ -121,27 +124,31 @@ impl Worker {
 
     /// Runs one step and reports it.
     pub(super) async fn run(&self, step: &Step, steps: &Steps) -> Result<(), Error> {
-        steps.begin(&step.title);
-        let outcome = self.run_with_patience(step).await;
+        let number = steps.begin(&step.title, step.relation.as_ref(), self.session.backend_pid());
+        let outcome = self.run_with_patience(step, |holder| steps.waits_for(number, holder)).await;
         match &outcome {
-            Ok(()) => steps.end(&step.title),
-            Err(_) => steps.give_up(&step.title),
+            Ok(()) => steps.end(number),
+            Err(_) => steps.give_up(number),
         }
         outcome
     }
 
-    async fn run_with_patience(&self, step: &Step) -> Result<(), Error> {
+    async fn run_with_patience(&self, step: &Step, tell: impl Fn(String)) -> Result<(), Error> {
         let record = format!(
             "INSERT INTO changeover.step (migration, step) VALUES ('{}', {})",
             self.migration,
             quote_literal(&step.key())
         );
         let sql = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {}{record}; COMMIT", step.sql());
-        for _ in 0..LOCK_ATTEMPTS {
+        let mut attempts = 0;
+        while attempts < LOCK_ATTEMPTS {
             match self.transaction(&sql).await {
                 Err(error) if is_state(&error, LOCK_NOT_AVAILABLE) => {
                     let holders = self.lock_holders(step).await;
                     warn!(step = step.title, holders, "waiting for a lock");
+                    tell(holders);
+                    // What a daemon that was killed has left behind ends by itself, and may well do our work.
+                    attempts += u32::from(!self.is_left_behind(step).await);
                     self.pause().await?;
                 }
                 Err(error) if step.optional && is_state(&error, INSUFFICIENT_PRIVILEGE) => {
@@ -154,10 +161,24 @@ impl Worker {
                 }
                 // The server may still be at work for a daemon that was killed, and have finished it meanwhile.
                 Err(_) if self.done().await.is_ok_and(|done| done.contains(&step.key())) => return Ok(()),
-                other => return other.map_err(Error::query(format!("make {}", step.title))),
+                Err(error) => return Err(failed(error, step)),
+                Ok(()) => return Ok(()),
             }
         }
         Err(Error::Locked { table: step.title.clone(), blocker: self.lock_holders(step).await })
+    }
+
+    /// Whether a backend of an earlier daemon is at work on the step's table: its client is gone, and it goes on to the
+    /// end of its transaction.
+    async fn is_left_behind(&self, step: &Step) -> bool {
+        let Some(relation) = &step.relation else { return false };
+        let sql = "SELECT EXISTS (
+                       SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+                       WHERE l.granted AND l.relation = pg_catalog.to_regclass($1) AND l.mode <> 'AccessShareLock'
+                         AND a.application_name = pg_catalog.current_setting('application_name')
+                         AND a.usename = current_user AND l.pid <> ALL ($2))";
+        let row = self.session.query_one(sql, &[&relation.quoted(), &self.ours]).await;
+        row.is_ok_and(|row| row.get(0))
     }
 
     /// All of it or nothing. When the daemon stops the statement is cancelled, and its end awaited: dropped, it would
@@ -191,6 +212,16 @@ impl Worker {
 
     async fn lock_holders(&self, step: &Step) -> String {
         locks::holders(&self.session, step.relation.as_slice()).await
+    }
+}
+
+/// Rows that break a key or a check (SQLSTATE class 23) are named with their values in the error's detail.
+fn failed(error: tokio_postgres::Error, step: &Step) -> Error {
+    let doing = format!("make {}", step.title);
+    let violation = error.as_db_error().filter(|error| error.code().code().starts_with("23"));
+    match violation.map(|error| error.message().to_owned()) {
+        Some(message) => Error::Violated { doing, message },
+        None => Error::query(doing)(error),
     }
 }
 

@@ -203,7 +203,7 @@ impl Entry {
         });
     }
 
-    fn tokens(&self, statement: usize) -> Vec<Token<'_>> {
+    pub(super) fn tokens(&self, statement: usize) -> Vec<Token<'_>> {
         let mut tokens = Tokens::new(self.statements.get(statement).map_or("", String::as_str));
         std::iter::from_fn(|| tokens.next_token().ok().flatten()).filter(|token| !token.is_comment()).collect()
     }

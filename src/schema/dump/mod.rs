@@ -2,6 +2,7 @@
 
 mod program;
 mod entries;
+mod keys;
 mod lexer;
 
 pub(crate) use entries::{Dump, Entry, Setting};
