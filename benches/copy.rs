@@ -1,6 +1,8 @@
-//! How fast rows are copied, against `psql COPY | psql COPY`: one pipe, and two over halves of the large table.
+//! How fast a database is copied, against `psql COPY | psql COPY` (binary): one pipe, and two over halves of the large table.
 //!
-//! `BENCH_SCALE` (pgbench scale, 20), `BENCH_ROUNDS` (3). Data only: the target's tables have no indexes on either way.
+//! Two sets: narrow rows (pgbench), and wide ones of many types. `BENCH_SET` (`narrow`, `wide`; both), `BENCH_SCALE` (pgbench
+//! scale, 100), `BENCH_ROWS` (wide rows, 2,000,000), `BENCH_ROUNDS` (3). For each set: the data alone, into tables without
+//! indexes; and the whole clone, with keys, indexes and ANALYZE, against two pipes followed by the index builds.
 
 #![allow(clippy::unwrap_used, reason = "a comparison that cannot go on has nothing better to do than stop")]
 
@@ -9,66 +11,172 @@ mod support;
 use changeover::demo::PgCluster;
 use support::{Ours, joined, machine, number, pipe, psql, report, run, timed, usage};
 
-const TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_history", "pgbench_tellers"];
+const WIDE_TABLE: &str =
+    "CREATE TABLE wide (id bigint NOT NULL, u uuid, t text, n numeric(14, 2), at timestamptz, doc jsonb,
+     b bytea, a int[], flag boolean, none_text text, none_int int)";
+
+/// 100 bytes of text, 200 of JSON, 64 of bytea, and NULLs.
+const WIDE_ROWS: &str = "INSERT INTO wide
+     SELECT n, md5(n::text)::uuid, repeat(md5((n * 7)::text), 3) || 'abcd', n * 1.25, '2026-01-01'::timestamptz + n * interval '1 s',
+            jsonb_build_object('name', md5((n * 3)::text), 'tags', jsonb_build_array(n % 17, n % 23, md5((n % 1000)::text)),
+                               'note', repeat(md5((n * 11)::text), 3)),
+            decode(repeat(md5((n * 13)::text), 4), 'hex'), ARRAY[n % 100, n % 1000, (n % 10000)::int]::int[], n % 3 = 0, NULL,
+            CASE WHEN n % 5 = 0 THEN (n % 1000000)::int END
+     FROM generate_series(1, $ROWS::bigint) n";
+
+/// A database to copy.
+struct Set {
+    name: &'static str,
+    /// The one that is worth two pipes.
+    large: &'static str,
+    others: &'static [&'static str],
+    /// What a table needs besides its rows.
+    indexes: &'static [&'static str],
+}
+
+const NARROW: Set = Set {
+    name: "narrow",
+    large: "pgbench_accounts",
+    others: &["pgbench_branches", "pgbench_tellers"],
+    indexes: &[
+        "ALTER TABLE pgbench_accounts ADD PRIMARY KEY (aid)",
+        "ALTER TABLE pgbench_branches ADD PRIMARY KEY (bid)",
+        "ALTER TABLE pgbench_tellers ADD PRIMARY KEY (tid)",
+    ],
+};
+
+const WIDE: Set = Set {
+    name: "wide",
+    large: "wide",
+    others: &[],
+    indexes: &[
+        "ALTER TABLE wide ADD PRIMARY KEY (id)",
+        "CREATE UNIQUE INDEX wide_u ON wide (u)",
+        "CREATE INDEX wide_at ON wide (at)",
+    ],
+};
 
 fn main() {
-    let (scale, rounds) = (number("BENCH_SCALE", 20), number("BENCH_ROUNDS", 3));
+    let (rounds, only) = (number("BENCH_ROUNDS", 3), std::env::var("BENCH_SET").ok());
     machine();
-    println!("copy: pgbench scale {scale}, {rounds} rounds");
     let (source, target) = (support::cluster(), support::cluster());
-    let pgbench = source.programs().program("pgbench");
-    run(&pgbench, &["-i", "-q", "-s", &scale.to_string(), &source.url("postgres")]);
-    run(&pgbench, &["-i", "-q", "-I", "dt", &target.url("postgres")]);
-    psql(&source, "postgres", "CHECKPOINT");
-    let (mut one, mut two, mut ours, mut ratios) = (vec![], vec![], vec![], vec![]);
-    let (mut shares, mut peaks) = (vec![], vec![]);
-    for round in 0..rounds {
-        one.push(fresh(&target, || one_pipe(&source, &target)));
-        two.push(fresh(&target, || two_pipes(&source, &target)));
+    for set in [NARROW, WIDE].iter().filter(|set| only.as_ref().is_none_or(|only| only == set.name)) {
+        set.make(&source);
+        println!(
+            "\n{}: {} MiB, {rounds} rounds",
+            set.name,
+            psql(&source, set.name, "SELECT pg_database_size(current_database()) >> 20")
+        );
+        compare(&source, &target, set, rounds, "data", &[one_pipe, two_pipes]);
+        compare(&source, &target, set, rounds, "clone", &[two_pipes_and_indexes]);
+    }
+}
+
+type Way = fn(&PgCluster, &PgCluster, &Set);
+
+/// Ours against the fastest of `ways`, in rounds.
+fn compare(source: &PgCluster, target: &PgCluster, set: &Set, rounds: u64, what: &str, ways: &[Way]) {
+    let names = |index: usize| {
+        if ways.len() == 1 { "two psql pipes, then the indexes" } else { ["one psql pipe", "two psql pipes"][index] }
+    };
+    let mut theirs = vec![Vec::new(); ways.len()];
+    let (mut ours, mut ratios, mut shares, mut peaks) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..rounds {
+        for (way, times) in ways.iter().zip(&mut theirs) {
+            fresh(target, set, true);
+            times.push(timed(|| way(source, target, set)));
+        }
+        let full = what == "clone";
+        fresh(target, set, !full);
         let mut used = (0.0, 0);
-        let took = fresh(&target, || used = changeover(&source, &target));
-        ratios.push(took / one[round as usize].min(two[round as usize]));
+        let took = timed(|| used = changeover(source, target, set, full));
+        let best = theirs.iter().filter_map(|times| times.last().copied()).fold(f64::INFINITY, f64::min);
+        ratios.push(took / best);
         shares.push(used.0 / took);
         peaks.push(used.1 as f64 / 1024.0);
         ours.push(took);
+        assert_eq!(count(source, set), count(target, set), "rows of {}", set.large);
     }
-    report("one psql pipe", "s", &one);
-    report("two psql pipes", "s", &two);
-    report("changeover copy", "s", &ours);
-    report("ratio to the faster pipe of the round", "", &ratios);
-    report("own processor time by wall time", "", &shares);
-    report("peak memory", "MiB", &peaks);
+    for (index, times) in theirs.iter().enumerate() {
+        report(&format!("{what}: {}", names(index)), "s", times);
+    }
+    report(&format!("{what}: changeover copy"), "s", &ours);
+    report(&format!("{what}: ratio to the fastest of the round"), "", &ratios);
+    report(&format!("{what}: own processor time by wall time"), "", &shares);
+    report(&format!("{what}: peak memory"), "MiB", &peaks);
 }
 
-/// Every way starts with empty tables and a clean cache of dirty pages.
-fn fresh(target: &PgCluster, work: impl FnOnce()) -> f64 {
-    psql(target, "postgres", &format!("TRUNCATE {}", TABLES.join(", ")));
+fn count(cluster: &PgCluster, set: &Set) -> String {
+    psql(cluster, set.name, &format!("SELECT count(*) FROM {}", set.large))
+}
+
+impl Set {
+    fn make(&self, source: &PgCluster) {
+        psql(source, "postgres", &format!("CREATE DATABASE {}", self.name));
+        if self.name == "narrow" {
+            let scale = number("BENCH_SCALE", 100).to_string();
+            run(&source.programs().program("pgbench"), &["-i", "-q", "-s", &scale, &source.url(self.name)]);
+            psql(source, self.name, "DROP TABLE pgbench_history");
+        } else {
+            psql(source, self.name, WIDE_TABLE);
+            psql(source, self.name, &WIDE_ROWS.replace("$ROWS", &number("BENCH_ROWS", 2_000_000).to_string()));
+            for index in self.indexes {
+                psql(source, self.name, index);
+            }
+            psql(source, self.name, "VACUUM ANALYZE");
+        }
+        psql(source, self.name, "CHECKPOINT");
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.large).chain(self.others.iter().copied())
+    }
+}
+
+/// Every way starts with an empty database (with tables where it does not make them) and a clean cache of dirty pages.
+fn fresh(target: &PgCluster, set: &Set, tables: bool) {
+    psql(target, "postgres", &format!("DROP DATABASE IF EXISTS {}", set.name));
+    psql(target, "postgres", &format!("CREATE DATABASE {}", set.name));
+    if tables && set.name == "narrow" {
+        run(&target.programs().program("pgbench"), &["-i", "-q", "-I", "dt", &target.url(set.name)]);
+        psql(target, set.name, "DROP TABLE pgbench_history");
+    } else if tables {
+        psql(target, set.name, WIDE_TABLE);
+    }
     psql(target, "postgres", "CHECKPOINT");
-    timed(work)
 }
 
-fn one_pipe(source: &PgCluster, target: &PgCluster) {
-    for table in TABLES {
-        joined([pipe((source, "postgres"), (target, "postgres"), table, table)]);
+fn one_pipe(source: &PgCluster, target: &PgCluster, set: &Set) {
+    for table in set.tables() {
+        joined([pipe((source, set.name), (target, set.name), table, table)]);
     }
 }
 
-fn two_pipes(source: &PgCluster, target: &PgCluster) {
-    let middle = psql(source, "postgres", "SELECT pg_relation_size('pgbench_accounts') / 8192 / 2");
+fn two_pipes(source: &PgCluster, target: &PgCluster, set: &Set) {
+    let middle = psql(source, set.name, &format!("SELECT pg_relation_size('{}') / 8192 / 2", set.large));
     let half = |condition: &str| {
-        let out = format!("(SELECT * FROM pgbench_accounts WHERE ctid {condition} '({middle},0)')");
-        pipe((source, "postgres"), (target, "postgres"), &out, "pgbench_accounts")
+        let out = format!("(SELECT * FROM {} WHERE ctid {condition} '({middle},0)')", set.large);
+        pipe((source, set.name), (target, set.name), &out, set.large)
     };
     joined([half("<"), half(">=")]);
-    for table in &TABLES[1..] {
-        joined([pipe((source, "postgres"), (target, "postgres"), table, table)]);
+    for table in set.others {
+        joined([pipe((source, set.name), (target, set.name), table, table)]);
+    }
+}
+
+/// The index builds one after the other, each with the server's parallel workers. No ANALYZE, which ours does.
+fn two_pipes_and_indexes(source: &PgCluster, target: &PgCluster, set: &Set) {
+    two_pipes(source, target, set);
+    for index in set.indexes {
+        psql(target, set.name, index);
     }
 }
 
 /// Processor seconds and peak memory in KiB.
-fn changeover(source: &PgCluster, target: &PgCluster) -> (f64, u64) {
-    let more = "[snapshot]\nmode = \"data\"\nworkers = 2";
-    let ours = Ours::new("bench_copy", &source.url("postgres"), &target.url("postgres"), more);
+fn changeover(source: &PgCluster, target: &PgCluster, set: &Set, full: bool) -> (f64, u64) {
+    let mode = if full { "full" } else { "data" };
+    let more = format!("[snapshot]\nmode = {mode:?}\nworkers = 2");
+    let ours = Ours::new("bench_copy", &source.url(set.name), &target.url(set.name), &more);
     let mut child = ours.command("copy").spawn().unwrap();
     let mut used = (0.0, 0);
     loop {

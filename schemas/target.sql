@@ -47,6 +47,20 @@ CREATE TABLE IF NOT EXISTS changeover.unit (
     PRIMARY KEY (migration, table_schema, table_name, part)
 );
 
+-- One row a table that is copied in parts: how it was cut, so that whoever goes on after a crash cuts it alike.
+CREATE TABLE IF NOT EXISTS changeover.split (
+    migration     text NOT NULL,
+    table_schema  text NOT NULL,
+    table_name    text NOT NULL,
+    part_count    integer NOT NULL,
+    block_count   bigint NOT NULL,
+    -- pg_relation_filenode() on the source. Another one: it was truncated or rewritten, and its blocks hold other rows.
+    filenode      bigint NOT NULL,
+    -- pg_current_snapshot() of the first part. Parts read under a later one leave out what has been written since.
+    base          text NOT NULL,
+    PRIMARY KEY (migration, table_schema, table_name)
+);
+
 -- One row a schema statement that is done, written in the statement's own transaction.
 CREATE TABLE IF NOT EXISTS changeover.step (
     migration    text NOT NULL,

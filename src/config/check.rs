@@ -146,7 +146,13 @@ fn check_snapshot(raw: RawSnapshot, findings: &mut Findings<'_>) -> Snapshot {
     Snapshot {
         mode: findings.choice("snapshot.mode", raw.mode, &modes, SnapshotMode::Full),
         workers: findings.number("snapshot.workers", raw.workers, 1..=64, 4) as usize,
-        split_bytes: findings.size("snapshot.split", raw.split, MIB..=TIB, 512 * MIB),
+        split_bytes: findings.size("snapshot.split", raw.split, MIB..=TIB, 128 * MIB),
+        snapshot_age_max: findings.duration(
+            "snapshot.max_snapshot_age",
+            raw.max_snapshot_age,
+            Duration::from_secs(1)..=Duration::from_secs(24 * 3600),
+            Duration::from_secs(3600),
+        ),
         index_workers: findings.number("snapshot.index_workers", raw.index_workers, 1..=64, 2) as usize,
         maintenance_work_mem_bytes: findings.size_if_given(mem, raw.maintenance_work_mem, MIB..=TIB),
         pg_dump: raw.pg_dump.map(PathBuf::from),

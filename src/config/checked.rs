@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub workers: usize,
     /// A table larger than this is copied in parts of about this size.
     pub split_bytes: u64,
+    /// No snapshot is held on the source for longer while tables are copied.
+    pub snapshot_age_max: Duration,
     /// Indexes and constraints built at once on the target.
     pub index_workers: usize,
     /// `maintenance_work_mem` of each index build; `None` leaves the target's own setting.

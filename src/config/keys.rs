@@ -51,6 +51,7 @@ pub(super) const KEYS: &[Key] = &[
     key("snapshot.mode", Kind::Choice(SNAPSHOT_MODES)),
     key("snapshot.workers", Kind::Integer),
     key("snapshot.split", Kind::Size),
+    key("snapshot.max_snapshot_age", Kind::Duration),
     key("snapshot.index_workers", Kind::Integer),
     key("snapshot.maintenance_work_mem", Kind::Size),
     key("snapshot.pg_dump", Kind::Text),

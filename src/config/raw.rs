@@ -60,6 +60,7 @@ pub(super) struct RawSnapshot {
     pub mode: Option<String>,
     pub workers: Option<i64>,
     pub split: Option<String>,
+    pub max_snapshot_age: Option<String>,
     pub index_workers: Option<i64>,
     pub maintenance_work_mem: Option<String>,
     pub pg_dump: Option<String>,

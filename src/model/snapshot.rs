@@ -43,6 +43,11 @@ impl SnapshotSet {
         &self.in_progress
     }
 
+    /// Every transaction before this one had ended.
+    pub fn xmin(&self) -> u64 {
+        self.xmin
+    }
+
     /// The first id that had not been given out.
     pub fn xmax(&self) -> u64 {
         self.xmax

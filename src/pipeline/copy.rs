@@ -58,8 +58,10 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
         schema::copy_pre_data(options, &catalog).await?;
     }
     let throttle = Arc::new(Throttle::new(throttle_options(config)));
-    let copying = snapshot_options(config, Arc::clone(&throttle));
-    let copying = snapshot::run(copying, &catalog, Arc::clone(&progress), stop.clone());
+    // As of one moment, however long it takes: nothing follows that could bring the tables together.
+    let options_of_rows =
+        snapshot::Options { snapshot_age_max: None, ..snapshot_options(config, Arc::clone(&throttle)) };
+    let copying = snapshot::run(options_of_rows, &catalog, Arc::clone(&progress), stop.clone());
     throttle.beside(Box::pin(copying)).await?;
     let mut copied = Copied::default();
     if let Some(options) = &options {

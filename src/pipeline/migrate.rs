@@ -160,6 +160,7 @@ pub(super) fn snapshot_options(config: &Config, throttle: Arc<Throttle>) -> snap
         migration: config.migration.clone(),
         workers: config.snapshot.workers,
         split_bytes: config.snapshot.split_bytes,
+        snapshot_age_max: Some(config.snapshot.snapshot_age_max),
         rows: config.rows.clone(),
         throttle,
     }

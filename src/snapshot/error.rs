@@ -40,6 +40,9 @@ pub enum Error {
     NotEmpty { table: TableName },
     #[error("copy {table}, of which an earlier attempt has just recorded a part")]
     Overtaken { table: TableName },
+    /// It lost its lock together with its snapshot, and was truncated or rewritten before the next one.
+    #[error("go on with the copy of {table}, which was truncated or rewritten on the source meanwhile")]
+    Rewritten { table: TableName },
     #[error("copy {table} without firing the triggers and checking the foreign keys of the target's table")]
     WouldFire { table: TableName },
     #[error("copy {table}: the source sent {sent} rows and the target took {taken}")]
@@ -73,7 +76,11 @@ impl Error {
             Self::Copy { source, .. } => source.disposition(),
             Self::Catalog(source) => source.disposition(),
             Self::Query { source, .. } => wire::disposition_of(source),
-            Self::Locked { .. } | Self::SnapshotLost(_) | Self::Overtaken { .. } | Self::Stopped => Disposition::Retry,
+            Self::Locked { .. }
+            | Self::SnapshotLost(_)
+            | Self::Overtaken { .. }
+            | Self::Rewritten { .. }
+            | Self::Stopped => Disposition::Retry,
             Self::MissingTable { .. } => halt("create the table on the target, or exclude it, then `resume`"),
             Self::NotEmpty { .. } => halt("empty the table on the target (TRUNCATE) or exclude it, then `resume`"),
             Self::WouldFire { .. } => halt(

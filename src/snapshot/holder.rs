@@ -1,7 +1,10 @@
-//! The session on the source that holds the tables' locks and the snapshot that every worker reads under.
+//! A session on the source that holds the tables' locks and the snapshot that workers read under.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -27,6 +30,10 @@ pub(super) struct Holder {
     pub(super) snapshot: SnapshotSet,
     /// The end of the source's log after the snapshot was taken. What the snapshot sees was committed before it.
     pub(super) until: Lsn,
+    /// `pg_relation_filenode()` of every locked table. TRUNCATE and whatever rewrites a table change it, and need a lock
+    /// that ours excludes.
+    filenodes: BTreeMap<TableName, u32>,
+    opened: Instant,
 }
 
 impl Holder {
@@ -38,6 +45,7 @@ impl Holder {
         lock_with_patience(&session, tables, stop).await?;
         let doing = || Error::query("export a snapshot of the source");
         let sql = "SELECT pg_catalog.pg_export_snapshot(), pg_catalog.pg_current_snapshot()::text";
+        let opened = Instant::now();
         let row = session.query_one(sql, &[]).await.map_err(doing())?;
         let (exported, snapshot): (String, String) = (row.get(0), row.get(1));
         let sql = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
@@ -45,8 +53,9 @@ impl Holder {
         let malformed = |found: &str| Error::MalformedSnapshot { found: found.to_owned() };
         let (snapshot, until) =
             (snapshot.parse().map_err(|_| malformed(&snapshot))?, until.parse().map_err(|_| malformed(&until))?);
+        let filenodes = filenodes(&session, tables).await?;
         info!(%snapshot, %until, tables = tables.len(), "snapshot taken");
-        Ok(Self { session, exported, snapshot, until })
+        Ok(Self { session, exported, snapshot, until, filenodes, opened })
     }
 
     /// Whether locks and snapshot have been held all along. A worker asks after it has read a table, whose lock its own
@@ -55,10 +64,39 @@ impl Holder {
         self.session.simple_query("SELECT").await.map(drop).map_err(Error::SnapshotLost)
     }
 
+    /// The file that holds `table`'s rows; `None` when the table is not among those locked.
+    pub(super) fn filenode(&self, table: &TableName) -> Option<u32> {
+        self.filenodes.get(table).copied()
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
     /// Lets go of the snapshot, which holds back vacuum on the source.
     pub(super) async fn release(self) -> Result<(), Error> {
         self.session.batch_execute("COMMIT").await.map_err(Error::SnapshotLost)
     }
+}
+
+/// The session has nothing to show.
+impl fmt::Debug for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Holder({} until {})", self.snapshot, self.until)
+    }
+}
+
+async fn filenodes(session: &Session, tables: &[TableName]) -> Result<BTreeMap<TableName, u32>, Error> {
+    let sql = "SELECT at, pg_catalog.pg_relation_filenode(pg_catalog.to_regclass(name))
+               FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS t (name, at)";
+    let names: Vec<String> = tables.iter().map(TableName::quoted).collect();
+    let rows =
+        session.query(sql, &[&names]).await.map_err(Error::query("see which files the source's tables are in"))?;
+    let found = rows.iter().filter_map(|row| {
+        let at = usize::try_from(row.get::<_, i64>(0) - 1).expect("ordinality counts from 1");
+        row.get::<_, Option<u32>>(1).map(|filenode| (tables[at].clone(), filenode))
+    });
+    Ok(found.collect())
 }
 
 async fn lock_with_patience(session: &Session, tables: &[TableName], stop: &CancellationToken) -> Result<(), Error> {

@@ -1,23 +1,27 @@
 //! The rows of every table, copied in parallel under one snapshot of the source and handed over to the stream exactly.
 //!
 //! ```text
-//! [holder]: locks, then one exported snapshot ──┐ adopted by every worker
+//! [snapshots]: one [holder] after another: locks, then an exported snapshot ──┐ adopted by every worker
 //! [plan]: tables and block ranges, largest first ─► [worker] × N: COPY ═ frames as they are ═► COPY   (one transaction
-//!                                                        └─ [record] row of changeover.unit ──────────  on the target)
+//!                                                        ├─ row of changeover.unit [record] ──────────  on the target)
+//!                                                        └─ [settle], where parts were read under several snapshots
 //! ```
 //!
-//! After a crash the snapshot is gone. Tables recorded as complete keep theirs; the others are emptied and copied again
-//! under a new one, because parts of a table that were cut by block under different snapshots do not fit together.
+//! After a crash the snapshot is gone, and what is recorded stays: the next attempt copies the other parts under a
+//! snapshot of its own. A table without key cannot be settled afterwards, so it begins again.
 
 mod error;
 mod progress;
 mod plan;
 mod sql;
 mod holder;
+mod snapshots;
 mod destination;
 mod record;
+mod split;
 mod throttle;
 mod worker;
+mod settle;
 mod run;
 
 pub use error::Error;

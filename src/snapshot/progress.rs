@@ -67,9 +67,10 @@ impl Progress {
             row_tables.map(|table| (table.name.clone(), Arc::new(Counts::of(table)))).collect()
         });
         for (name, counts) in tables {
-            match recorded.complete.get(name) {
-                Some((rows, bytes)) => counts.reset(*rows, *bytes, CopyState::Copied),
-                None => counts.reset(0, 0, CopyState::Waiting),
+            match (recorded.complete.get(name), recorded.partial.get(name)) {
+                (Some((rows, bytes)), _) => counts.reset(*rows, *bytes, CopyState::Copied),
+                (None, Some(partial)) => counts.reset(partial.rows, partial.bytes, CopyState::Waiting),
+                (None, None) => counts.reset(0, 0, CopyState::Waiting),
             }
         }
     }
@@ -106,6 +107,16 @@ impl Counts {
         self.rows.fetch_sub(moved.frames, Ordering::Relaxed);
     }
 
+    /// What an earlier attempt did of it came to nothing.
+    pub(super) fn start_anew(&self) {
+        self.reset(0, 0, CopyState::Waiting);
+    }
+
+    /// Some rows went and others came when the table was brought to one snapshot.
+    pub(super) fn settle_table(&self, rows: u64) {
+        self.rows.store(rows, Ordering::Relaxed);
+    }
+
     fn reset(&self, rows: u64, bytes: u64, state: CopyState) {
         self.rows.store(rows, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
@@ -116,10 +127,14 @@ impl Counts {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
-    fn read(&self) -> TableProgress {
+    pub(super) fn state(&self) -> CopyState {
         let states = [CopyState::Waiting, CopyState::Copying, CopyState::Copied];
+        states[usize::from(self.state.load(Ordering::Relaxed))]
+    }
+
+    fn read(&self) -> TableProgress {
         TableProgress {
-            state: states[usize::from(self.state.load(Ordering::Relaxed))],
+            state: self.state(),
             bytes_copied: self.bytes.load(Ordering::Relaxed),
             rows_copied: self.rows.load(Ordering::Relaxed),
             bytes_total: self.bytes_total,

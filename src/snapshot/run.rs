@@ -1,7 +1,8 @@
 //! The copy from its plan to its last recorded row.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -9,10 +10,12 @@ use tracing::{info, warn};
 
 use super::destination::Target;
 use super::holder::Holder;
-use super::plan::{self, Copied, Unit};
-use super::record::{self, Recorded, handovers};
+use super::plan::{self, Copied, Task};
+use super::record::{self, Partial, Recorded, handovers};
+use super::snapshots::Snapshots;
+use super::split::TableCopy;
 use super::worker::{Attempt, work};
-use super::{Error, Progress, Throttle, sql};
+use super::{Error, Progress, Throttle};
 use crate::model::{MigrationName, RowFilters, TableHandover, TableName};
 use crate::schema::Catalog;
 use crate::wire::{self, Endpoint, Session};
@@ -27,6 +30,9 @@ pub struct Options {
     pub workers: usize,
     /// A table that is larger than this is copied in block ranges of about this size.
     pub split_bytes: u64,
+    /// No snapshot is held on the source for longer, except by a part that is being read (and by a table without key,
+    /// all of which is read under one). `None`: one snapshot for everything.
+    pub snapshot_age_max: Option<Duration>,
     /// Which rows are copied, for tables that are not copied whole.
     pub rows: RowFilters,
     /// Asked before each unit and between its chunks; the caller asks the source beside ([`Throttle::beside`]).
@@ -36,9 +42,12 @@ pub struct Options {
 /// Tables looked at by one query for rows that are not ours.
 const LOOK_COUNT: usize = 100;
 
-/// Copies the rows of every table of `catalog` that is not recorded as complete, under one snapshot, and returns the
-/// hand-over of each table to the stream, earlier attempts' included. Call again after an error or a crash: what is
-/// recorded as complete is not copied again.
+/// A table that is not complete, and the parts of it that are recorded.
+type Left = (Arc<TableCopy>, BTreeSet<u32>);
+
+/// Copies the rows of every table of `catalog` that is not recorded as complete, and returns the hand-over of each table
+/// to the stream, earlier attempts' included. Call again after an error or a crash: what is recorded is not copied again,
+/// neither whole tables nor parts of one.
 ///
 /// With a slot, call it after the slot was created and after [`crate::source::wait_out_running_transactions`]: the rule
 /// of [`TableHandover`] is exact for every snapshot taken later.
@@ -55,15 +64,49 @@ pub async fn run(
     let copied = choose(&options, catalog, &target, &recorded, as_replica).await?;
     if !copied.is_empty() {
         refuse_foreign_rows(&target, &copied, &recorded, &options.migration).await?;
-        empty(&target, &copied, &recorded, &options.migration).await?;
         let names: Vec<TableName> = copied.iter().map(|copied| copied.table.name.clone()).collect();
         let holder = Holder::open(&options.source, &names, &stop).await?;
-        let units = plan::units(copied);
-        copy_all(options.clone(), holder, progress, as_replica, units, stop.child_token()).await?;
+        let left = resume(copied, &recorded, &holder, &progress);
+        copy_all(options.clone(), holder, progress, as_replica, left, stop.child_token()).await?;
         make_durable(&target, &options.migration).await?;
     }
     let found = handovers(&target, &options.migration).await?;
     Ok(found.into_iter().filter(|handover| catalog.table(&handover.table).is_some()).collect())
+}
+
+/// Goes on with what earlier attempts have begun, where it can be gone on with.
+fn resume(copied: Vec<Copied>, recorded: &Recorded, holder: &Holder, progress: &Progress) -> Vec<Left> {
+    let resume_one = |mut copied: Copied| {
+        let name = copied.table.name.clone();
+        let Some(partial) = recorded.partial.get(&name) else {
+            return (Arc::new(TableCopy::new(copied, None)), BTreeSet::new());
+        };
+        if !goes_on(&copied, partial, holder) {
+            progress.table(&name).start_anew();
+            return (Arc::new(TableCopy::new(copied, None)), BTreeSet::new());
+        }
+        copied.cut = partial.cut;
+        let (done, parts) = (partial.done.len(), partial.cut.part_count);
+        info!(table = %name, done, parts, rows = partial.rows, "going on inside the table");
+        (Arc::new(TableCopy::new(copied, Some(partial.clone()))), partial.done.clone())
+    };
+    copied.into_iter().map(resume_one).collect()
+}
+
+/// Whether the recorded parts of a table and those that are left will make one table.
+fn goes_on(copied: &Copied, partial: &Partial, holder: &Holder) -> bool {
+    let table = &copied.table.name;
+    let why_not = if copied.settle_key().is_empty() {
+        "it has no key"
+    } else if holder.filenode(table) != Some(partial.filenode) {
+        "it was truncated or rewritten on the source"
+    } else if !copied.destination.may_be_split || partial.cut.part_count <= 1 {
+        "its rows go elsewhere now"
+    } else {
+        return true;
+    };
+    warn!(%table, parts = partial.done.len(), why_not, "the table is copied from its beginning again");
+    false
 }
 
 /// The tables that are not complete, each with its place on the target.
@@ -81,8 +124,9 @@ async fn choose(
         if !as_replica && there.would_fire(&destination) {
             return Err(Error::WouldFire { table: table.name.clone() });
         }
-        let part_count = plan::part_count(table, &destination, catalog.server_version_num, options.split_bytes);
-        chosen.push(Copied { table: table.clone(), destination, part_count });
+        let cut = plan::cut(table, &destination, catalog.server_version_num, options.split_bytes);
+        let rows = options.rows.of(&table.name).map(str::to_owned);
+        chosen.push(Copied { table: table.clone(), destination, cut, rows });
     }
     Ok(chosen)
 }
@@ -106,7 +150,7 @@ async fn refuse_foreign_rows(
     recorded: &Recorded,
     migration: &MigrationName,
 ) -> Result<(), Error> {
-    let fresh = |copied: &&Copied| !copied.destination.shared && !recorded.begun.contains(&copied.table.name);
+    let fresh = |copied: &&Copied| !copied.destination.shared && !recorded.partial.contains_key(&copied.table.name);
     let fresh: Vec<&Copied> = copied.iter().filter(fresh).collect();
     for chunk in fresh.chunks(LOOK_COUNT) {
         let look = |(index, copied): (usize, &&Copied)| {
@@ -127,25 +171,9 @@ async fn refuse_foreign_rows(
 /// A backend whose client has died may have committed its table, and the record, while we waited to look into it.
 async fn not_empty(target: &Session, table: &TableName, migration: &MigrationName) -> Result<Error, Error> {
     let now = record::read(target, migration).await?;
-    let ours = now.complete.contains_key(table) || now.begun.contains(table);
+    let ours = now.complete.contains_key(table) || now.partial.contains_key(table);
     let table = table.clone();
     Ok(if ours { Error::Overtaken { table } } else { Error::NotEmpty { table } })
-}
-
-/// Tables of several parts, before any part is copied, and what earlier attempts have begun; a table of one part is
-/// emptied in its own transaction. Records go with the rows: a record is what shows that rows are ours.
-async fn empty(
-    target: &Session,
-    copied: &[Copied],
-    recorded: &Recorded,
-    migration: &MigrationName,
-) -> Result<(), Error> {
-    let begun = |copied: &&Copied| copied.part_count > 1 || recorded.begun.contains(&copied.table.name);
-    for copied in copied.iter().filter(begun) {
-        let sql = format!("BEGIN; {} COMMIT", sql::start_anew(copied, migration));
-        target.batch_execute(&sql).await.map_err(Error::query("empty a table that is copied in parts or again"))?;
-    }
-    Ok(())
 }
 
 async fn copy_all(
@@ -153,12 +181,15 @@ async fn copy_all(
     holder: Holder,
     progress: Arc<Progress>,
     as_replica: bool,
-    units: VecDeque<Unit>,
+    left: Vec<Left>,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let worker_count = options.workers.clamp(1, units.len());
-    info!(units = units.len(), workers = worker_count, "copying");
-    let attempt = Arc::new(Attempt::new(options, holder, progress, as_replica, units, stop));
+    let tasks: VecDeque<Task> = plan::tasks(&left);
+    let worker_count = options.workers.clamp(1, tasks.len());
+    info!(units = tasks.len(), workers = worker_count, "copying");
+    let snapshots = Snapshots::new(options.source.clone(), options.snapshot_age_max, holder, stop.clone());
+    let tables = left.into_iter().map(|(of, _)| of);
+    let attempt = Arc::new(Attempt::new(options, snapshots, progress, as_replica, tables, tasks, stop));
     let mut workers = JoinSet::new();
     for _ in 0..worker_count {
         workers.spawn(work(Arc::clone(&attempt)));
@@ -173,8 +204,8 @@ async fn copy_all(
         };
     }
     outcome?;
-    let attempt = Arc::into_inner(attempt).expect("every worker has ended");
-    attempt.holder.release().await
+    attempt.snapshots.release().await;
+    Ok(())
 }
 
 /// Commits once with a flush: everything before it in the target's log is durable with it.

@@ -1,36 +1,50 @@
 //! The statements of a copy. Pure.
 
 use super::plan::{Copied, Unit};
-use crate::model::{MigrationName, SnapshotSet, quote_identifier, quote_literal};
+use super::split::Begun;
+use crate::model::{Lsn, MigrationName, SnapshotSet, quote_identifier, quote_literal};
 
 /// `COPY ... TO STDOUT` on the source. Columns are named, so that the order of both tables may differ; generated ones
-/// are left out, since the target computes them. `filter` leaves out rows.
-pub(super) fn copy_out(unit: &Unit, filter: Option<&str>) -> String {
-    let (table, format) = (&unit.copied.table, format_of(&unit.copied));
-    let columns = columns(&unit.copied);
-    let name = table.name.quoted();
-    // On lines of its own: it may end in a comment.
-    let filter = filter.map(|filter| format!("(\n{filter}\n)"));
-    match (unit.blocks, filter) {
+/// are left out, since the target computes them. `base` is the snapshot that the table was begun under, if the part is
+/// read under a later one.
+pub(super) fn copy_out(unit: &Unit, base: Option<&SnapshotSet>) -> String {
+    let copied = &unit.of.copied;
+    let (name, columns, format) = (copied.table.name.quoted(), columns(copied), format_of(copied));
+    match (copied.cut.blocks(unit.part), &copied.rows) {
         // A list of no columns can be selected, and not written behind the name of a table.
         (None, None) if columns.is_empty() => format!("COPY (SELECT FROM ONLY {name}) TO STDOUT ({format})"),
         (None, None) => format!("COPY {name} ({columns}) TO STDOUT ({format})"),
-        (None, Some(filter)) => format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {filter}) TO STDOUT ({format})"),
-        (Some(blocks), filter) => {
+        (None, Some(_)) => {
+            format!("COPY (SELECT {columns} FROM ONLY {name} WHERE true{}) TO STDOUT ({format})", and_wanted(copied))
+        }
+        (Some(blocks), _) => {
             let to = blocks.to.map(|to| format!(" AND ctid < '({to},0)'::tid")).unwrap_or_default();
-            let filter = filter.map(|filter| format!(" AND {filter}")).unwrap_or_default();
+            let old = base.map(|base| format!(" AND {}", written_before(base))).unwrap_or_default();
+            let wanted = and_wanted(copied);
             format!(
-                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{filter}) TO STDOUT ({format})",
+                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{old}{wanted}) TO STDOUT ({format})",
                 blocks.from
             )
         }
     }
 }
 
+/// The user's condition, on lines of its own, since it may end in a comment.
+fn and_wanted(copied: &Copied) -> String {
+    copied.rows.as_ref().map(|rows| format!(" AND (\n{rows}\n)")).unwrap_or_default()
+}
+
+/// Rows (tuples, that is) written by transactions that had ended before `base` saw anything running: whoever reads them
+/// later finds what `base` saw. The age of an id is its distance from the newest one, as a signed number of 32 bits
+/// (`xid_age` in `src/backend/utils/adt/xid.c`), and the largest there is for what is frozen for good. `xmin` may be that
+/// of a subtransaction, which no snapshot lists: so nothing younger than the snapshot's own xmin is taken.
+fn written_before(base: &SnapshotSet) -> String {
+    format!("pg_catalog.age(xmin) > pg_catalog.age('{}'::xid)", base.xmin() as u32)
+}
+
 /// `COPY ... FROM STDIN` on the target. Rows are frozen only in a table that was emptied in the same transaction.
-pub(super) fn copy_in(unit: &Unit) -> String {
-    let copied = &unit.copied;
-    let freeze = if unit.blocks.is_none() && copied.destination.truncate { ", FREEZE" } else { "" };
+pub(super) fn copy_in(copied: &Copied) -> String {
+    let freeze = if copied.cut.part_count == 1 && copied.destination.truncate { ", FREEZE" } else { "" };
     let columns = columns(copied);
     let columns = if columns.is_empty() { columns } else { format!(" ({columns})") };
     format!("COPY {}{columns} FROM STDIN ({}{freeze})", copied.destination.name.quoted(), format_of(copied))
@@ -46,10 +60,23 @@ fn format_of(copied: &Copied) -> &'static str {
 
 /// Begins a unit's transaction on the target. A whole table is emptied in it; the parts of a split one find it empty.
 pub(super) fn begin(unit: &Unit, migration: &MigrationName) -> String {
-    match unit.blocks {
-        None => format!("BEGIN; {}", start_anew(&unit.copied, migration)),
-        Some(_) => "BEGIN".to_owned(),
-    }
+    if unit.of.is_split() { "BEGIN".to_owned() } else { format!("BEGIN; {}", start_anew(&unit.of.copied, migration)) }
+}
+
+/// Empties a split table and records how it is cut, in one transaction: its parts are copied afterwards.
+pub(super) fn begin_split(copied: &Copied, migration: &MigrationName, begun: &Begun) -> String {
+    let (schema, name) = literals(copied);
+    format!(
+        "BEGIN; {}
+         INSERT INTO changeover.split
+             (migration, table_schema, table_name, part_count, block_count, filenode, base)
+         VALUES ('{migration}', {schema}, {name}, {}, {}, {}, '{}'); COMMIT",
+        start_anew(copied, migration),
+        copied.cut.part_count,
+        copied.cut.block_count,
+        begun.filenode,
+        begun.base,
+    )
 }
 
 /// Removes what earlier attempts have left of a table: its rows, and the records of its parts. A backend whose client has
@@ -57,65 +84,155 @@ pub(super) fn begin(unit: &Unit, migration: &MigrationName) -> String {
 ///
 /// Not for a table whose rows go where those of others are: a unit that writes there is whole or not there at all, and
 /// its record must stand in the way of a second one.
-pub(super) fn start_anew(copied: &Copied, migration: &MigrationName) -> String {
+fn start_anew(copied: &Copied, migration: &MigrationName) -> String {
     if copied.destination.shared {
         return String::new();
     }
-    let name = &copied.table.name;
+    let of_table = of_table(copied, migration);
     format!(
-        "{}DELETE FROM changeover.unit WHERE migration = '{migration}' AND table_schema = {} AND table_name = {};",
-        empty(copied),
-        quote_literal(&name.schema),
-        quote_literal(&name.name)
+        "{}DELETE FROM changeover.unit WHERE {of_table}; DELETE FROM changeover.split WHERE {of_table};",
+        empty(copied)
     )
 }
 
 fn empty(copied: &Copied) -> String {
     let destination = &copied.destination;
-    let name = destination.name.quoted();
-    let only = if destination.partitioned { "" } else { "ONLY " };
     if destination.truncate || destination.partitioned {
-        return format!("TRUNCATE {only}{name}; ");
+        return format!("TRUNCATE {}; ", own_rows(copied));
     }
     // TRUNCATE refuses a table that a foreign key refers to, however empty the referring one is.
-    format!("LOCK TABLE {only}{name} IN SHARE ROW EXCLUSIVE MODE; DELETE FROM {only}{name}; ")
+    let rows = own_rows(copied);
+    format!("LOCK TABLE {rows} IN SHARE ROW EXCLUSIVE MODE; DELETE FROM {rows}; ")
+}
+
+fn own_rows(copied: &Copied) -> String {
+    let only = if copied.destination.partitioned { "" } else { "ONLY " };
+    format!("{only}{}", copied.destination.name.quoted())
 }
 
 /// What a finished unit leaves in `changeover.unit`, and the end of its transaction.
 pub(super) fn record(unit: &Unit, migration: &MigrationName, taken: &Taken<'_>) -> String {
-    let name = &unit.copied.table.name;
+    let (schema, name) = literals(&unit.of.copied);
     format!(
         "INSERT INTO changeover.unit
              (migration, table_schema, table_name, part, snapshot, until, row_count, byte_count, complete)
-         VALUES ('{migration}', {}, {}, {}, '{}', '{}', {}, {}, {}); COMMIT",
-        quote_literal(&name.schema),
-        quote_literal(&name.name),
+         VALUES ('{migration}', {schema}, {name}, {}, '{}', '{}', {}, {}, {}); COMMIT",
         unit.part,
         taken.snapshot,
         taken.until,
         taken.rows,
         taken.bytes,
-        unit.blocks.is_none(),
+        !unit.of.is_split(),
     )
 }
 
 /// What a unit was read under and how much it was.
 pub(super) struct Taken<'a> {
     pub(super) snapshot: &'a SnapshotSet,
-    pub(super) until: crate::model::Lsn,
+    pub(super) until: Lsn,
     pub(super) rows: u64,
     pub(super) bytes: u64,
 }
 
-/// Marks a split table as complete if every part of it is recorded.
+/// Marks a split table as complete if every part of it is recorded, and was read under one snapshot.
 pub(super) fn complete(copied: &Copied, migration: &MigrationName) -> String {
-    let (schema, name) = (quote_literal(&copied.table.name.schema), quote_literal(&copied.table.name.name));
-    let of_table = format!("migration = '{migration}' AND table_schema = {schema} AND table_name = {name}");
+    let of_table = of_table(copied, migration);
     format!(
         "UPDATE changeover.unit SET complete = true WHERE {of_table} AND part = 0
-             AND (SELECT count(*) FROM changeover.unit WHERE {of_table}) = {} RETURNING part",
-        copied.part_count
+             AND (SELECT count(*) = {} AND count(DISTINCT snapshot) = 1 FROM changeover.unit WHERE {of_table})
+         RETURNING part",
+        copied.cut.part_count
     )
+}
+
+/// The steps that bring a table whose parts were read under several snapshots to the state that one of them sees.
+pub(super) struct Settle<'a> {
+    pub(super) copied: &'a Copied,
+    pub(super) migration: &'a MigrationName,
+    pub(super) base: &'a SnapshotSet,
+}
+
+impl Settle<'_> {
+    /// One at a time, also of backends whose clients have died. Returns a row if the table is not complete.
+    pub(super) fn claim(&self) -> String {
+        let of_table = of_table(self.copied, self.migration);
+        format!(
+            "BEGIN; SELECT FROM changeover.split WHERE {of_table} FOR UPDATE;
+             SELECT FROM changeover.split WHERE {of_table}
+                 AND NOT EXISTS (SELECT FROM changeover.unit WHERE {of_table} AND complete)"
+        )
+    }
+
+    /// Where the keys of unchanged rows go.
+    pub(super) fn make_kept(&self) -> String {
+        format!(
+            "CREATE TEMP TABLE changeover_kept ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA",
+            self.key(),
+            self.copied.destination.name.quoted()
+        )
+    }
+
+    /// The keys of the rows that are still as the table's first snapshot saw them, on the source.
+    pub(super) fn kept_out(&self) -> String {
+        self.out(&self.key(), &written_before(self.base))
+    }
+
+    pub(super) fn kept_in(&self) -> String {
+        format!("COPY pg_temp.changeover_kept FROM STDIN ({})", format_of(self.copied))
+    }
+
+    /// What was changed or deleted since it was copied goes. By hash, whatever the planner thinks of a table that has
+    /// not been analyzed; `work_mem` is what one such join may take on the server.
+    pub(super) fn remove_changed(&self) -> String {
+        let same = self.copied.settle_key().iter().map(|name| {
+            let name = quote_identifier(name);
+            format!("kept.{name} = t.{name}")
+        });
+        let same = same.collect::<Vec<_>>().join(" AND ");
+        format!(
+            "SET LOCAL enable_nestloop = off; SET LOCAL enable_mergejoin = off; SET LOCAL work_mem = '64MB';
+             ANALYZE pg_temp.changeover_kept;
+             DELETE FROM {} AS t WHERE NOT EXISTS (SELECT FROM pg_temp.changeover_kept AS kept WHERE {same})",
+            own_rows(self.copied)
+        )
+    }
+
+    /// The rows that were written since, on the source.
+    pub(super) fn changed_out(&self) -> String {
+        self.out(&columns(self.copied), &format!("NOT ({})", written_before(self.base)))
+    }
+
+    /// Marks the table as complete, as of the snapshot that it was settled under.
+    pub(super) fn complete(&self, taken: &Taken<'_>) -> String {
+        let of_table = of_table(self.copied, self.migration);
+        format!(
+            "UPDATE changeover.unit AS first SET complete = true, snapshot = '{}', until = '{}',
+                    row_count = first.row_count + {} - (SELECT sum(row_count) FROM changeover.unit WHERE {of_table}),
+                    byte_count = first.byte_count + {}
+             WHERE {of_table} AND part = 0; COMMIT",
+            taken.snapshot, taken.until, taken.rows, taken.bytes,
+        )
+    }
+
+    fn out(&self, columns: &str, which: &str) -> String {
+        let (name, format) = (self.copied.table.name.quoted(), format_of(self.copied));
+        let wanted = and_wanted(self.copied);
+        format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {which}{wanted}) TO STDOUT ({format})")
+    }
+
+    fn key(&self) -> String {
+        self.copied.settle_key().iter().map(|name| quote_identifier(name)).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn of_table(copied: &Copied, migration: &MigrationName) -> String {
+    let (schema, name) = literals(copied);
+    format!("migration = '{migration}' AND table_schema = {schema} AND table_name = {name}")
+}
+
+fn literals(copied: &Copied) -> (String, String) {
+    let name = &copied.table.name;
+    (quote_literal(&name.schema), quote_literal(&name.name))
 }
 
 #[cfg(test)]
@@ -123,7 +240,8 @@ pub(super) mod tests {
     use std::sync::Arc;
 
     use super::super::destination::Destination;
-    use super::super::plan::Blocks;
+    use super::super::plan::Cut;
+    use super::super::split::TableCopy;
     use super::*;
     use crate::model::{ReplicaIdentity, TableName, TypeName};
     use crate::schema::{BinaryCopy, Column, GeneratedKind, Table, TableKind};
@@ -145,7 +263,8 @@ pub(super) mod tests {
         }
     }
 
-    fn unit(columns: Vec<Column>, blocks: Option<Blocks>) -> Unit {
+    /// The last of `part_count` parts of a table of ten blocks.
+    fn unit(columns: Vec<Column>, part_count: u32) -> Unit {
         let table = Table {
             name: TableName::new("s", "t"),
             oid: 1,
@@ -154,7 +273,7 @@ pub(super) mod tests {
             inherits: Vec::new(),
             owner: "me".to_owned(),
             columns,
-            primary_key: None,
+            primary_key: Some(vec!["a".to_owned()]),
             unique_keys: Vec::new(),
             foreign_keys: Vec::new(),
             replica_identity: ReplicaIdentity::Default,
@@ -173,38 +292,56 @@ pub(super) mod tests {
             may_be_split: true,
             binary: true,
         };
-        Unit { copied: Arc::new(Copied { table, destination, part_count: 1 }), part: 0, blocks }
+        let copied = Copied { table, destination, cut: Cut { part_count, block_count: 10 }, rows: None };
+        Unit { of: Arc::new(TableCopy::new(copied, None)), part: part_count - 1 }
     }
 
     #[test]
     fn generated_columns_are_not_copied_and_none_at_all_can_be() {
-        let some = unit(vec![column("a\"b", None), column("g", Some(GeneratedKind::Stored))], None);
+        let some = unit(vec![column("a\"b", None), column("g", Some(GeneratedKind::Stored))], 1);
         assert_eq!(copy_out(&some, None), r#"COPY "s"."t" ("a""b") TO STDOUT (FORMAT binary)"#);
-        assert_eq!(copy_in(&some), r#"COPY "s"."t" ("a""b") FROM STDIN (FORMAT binary, FREEZE)"#);
-        let none = unit(vec![], None);
+        assert_eq!(copy_in(&some.of.copied), r#"COPY "s"."t" ("a""b") FROM STDIN (FORMAT binary, FREEZE)"#);
+        let none = unit(vec![], 1);
         assert_eq!(copy_out(&none, None), r#"COPY (SELECT FROM ONLY "s"."t") TO STDOUT (FORMAT binary)"#);
-        assert_eq!(copy_in(&none), r#"COPY "s"."t" FROM STDIN (FORMAT binary, FREEZE)"#);
+        assert_eq!(copy_in(&none.of.copied), r#"COPY "s"."t" FROM STDIN (FORMAT binary, FREEZE)"#);
     }
 
     #[test]
     fn a_part_neither_empties_its_table_nor_freezes() {
-        let part = unit(vec![column("a", None)], Some(Blocks { from: 5, to: Some(9) }));
+        let part = unit(vec![column("a", None)], 2);
         assert_eq!(
             copy_out(&part, None),
-            r#"COPY (SELECT "a" FROM ONLY "s"."t" WHERE ctid >= '(5,0)'::tid AND ctid < '(9,0)'::tid) TO STDOUT (FORMAT binary)"#
+            r#"COPY (SELECT "a" FROM ONLY "s"."t" WHERE ctid >= '(5,0)'::tid) TO STDOUT (FORMAT binary)"#
         );
-        assert_eq!(
-            copy_out(&part, Some("a = 1 OR b")),
-            "COPY (SELECT \"a\" FROM ONLY \"s\".\"t\" WHERE ctid >= '(5,0)'::tid AND ctid < '(9,0)'::tid AND (\na = 1 OR b\n)) \
-             TO STDOUT (FORMAT binary)"
-        );
-        assert_eq!(
-            copy_out(&unit(vec![column("a", None)], None), Some("b")),
-            "COPY (SELECT \"a\" FROM ONLY \"s\".\"t\" WHERE (\nb\n)) TO STDOUT (FORMAT binary)"
-        );
-        assert_eq!(copy_in(&part), r#"COPY "s"."t" ("a") FROM STDIN (FORMAT binary)"#);
+        assert_eq!(copy_in(&part.of.copied), r#"COPY "s"."t" ("a") FROM STDIN (FORMAT binary)"#);
         let migration = "m".parse().unwrap();
         assert_eq!(begin(&part, &migration), "BEGIN");
-        assert!(begin(&unit(vec![], None), &migration).starts_with(r#"BEGIN; TRUNCATE ONLY "s"."t"; DELETE"#));
+        assert!(begin(&unit(vec![], 1), &migration).starts_with(r#"BEGIN; TRUNCATE ONLY "s"."t"; DELETE"#));
+    }
+
+    #[test]
+    fn only_the_wanted_rows_are_read_in_every_pass() {
+        let wanted = |part_count| {
+            let whole = unit(vec![column("a", None)], part_count);
+            let copied = Copied { rows: Some("a = 1 OR b -- ours".to_owned()), ..whole.of.copied.clone() };
+            Unit { of: Arc::new(TableCopy::new(copied, None)), part: part_count - 1 }
+        };
+        let condition = " AND (\na = 1 OR b -- ours\n)) TO STDOUT (FORMAT binary)";
+        let base = "7:7:".parse().unwrap();
+        let (migration, part) = ("m".parse().unwrap(), wanted(2));
+        let settle = Settle { copied: &part.of.copied, migration: &migration, base: &base };
+        let whole = copy_out(&wanted(1), None);
+        for out in [whole, copy_out(&part, None), copy_out(&part, Some(&base)), settle.kept_out(), settle.changed_out()]
+        {
+            assert!(out.ends_with(condition), "{out}");
+        }
+    }
+
+    /// The id as it stands in a row: 32 bits of the snapshot's 64.
+    #[test]
+    fn a_part_read_under_a_later_snapshot_leaves_out_what_was_written_since() {
+        let base = "4294967303:4294967310:4294967305".parse().unwrap();
+        let out = copy_out(&unit(vec![column("a", None)], 2), Some(&base));
+        assert!(out.contains("ctid >= '(5,0)'::tid AND pg_catalog.age(xmin) > pg_catalog.age('7'::xid))"), "{out}");
     }
 }

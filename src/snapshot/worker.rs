@@ -1,7 +1,6 @@
 //! One worker: a connection on either side, and the units it takes from the queue.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,12 +8,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::holder::Holder;
-use super::plan::{Copied, Unit};
+use super::plan::{Task, Unit};
 use super::progress::{CopyState, Counts};
+use super::snapshots::Snapshots;
+use super::split::{Begun, TableCopy};
 use super::throttle::Pace;
 use super::{Error, Options, Progress, sql};
-use crate::model::TableName;
-use crate::wire::{self, CopyIn, CopyOut, Mode, RawConnection};
+use crate::model::{SnapshotSet, TableName};
+use crate::wire::{self, CopyIn, CopyOut, Mode, RawConnection, sqlstate};
 
 /// How long a stopped copy may take to end on both sides before its connections are dropped.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -22,38 +23,46 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 /// What all workers of an attempt share.
 pub(super) struct Attempt {
     pub(super) options: Options,
-    pub(super) holder: Holder,
+    pub(super) snapshots: Snapshots,
     pub(super) progress: Arc<Progress>,
     /// The target lets us copy as a replica does: without firing triggers.
     pub(super) as_replica: bool,
     pub(super) stop: CancellationToken,
-    queue: Mutex<VecDeque<Unit>>,
-    /// Parts that are not recorded yet, by table.
-    parts_left: BTreeMap<TableName, AtomicU32>,
+    queue: Mutex<VecDeque<Task>>,
+    tables: BTreeMap<TableName, Arc<TableCopy>>,
 }
 
 impl Attempt {
     pub(super) fn new(
         options: Options,
-        holder: Holder,
+        snapshots: Snapshots,
         progress: Arc<Progress>,
         as_replica: bool,
-        units: VecDeque<Unit>,
+        tables: impl IntoIterator<Item = Arc<TableCopy>>,
+        queue: VecDeque<Task>,
         stop: CancellationToken,
     ) -> Self {
-        let tables = units.iter().map(|unit| &unit.copied);
-        let parts_left = tables.map(|copied| (copied.table.name.clone(), AtomicU32::new(copied.part_count))).collect();
-        Self { options, holder, progress, as_replica, stop, queue: Mutex::new(units), parts_left }
+        let tables = tables.into_iter().map(|of| (of.copied.table.name.clone(), of)).collect();
+        Self { options, snapshots, progress, as_replica, stop, queue: Mutex::new(queue), tables }
     }
 
-    fn next_unit(&self) -> Option<Unit> {
+    fn next_task(&self) -> Option<Task> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
-    /// Whether the part just recorded was its table's last.
-    fn was_last_part(&self, copied: &Copied) -> bool {
-        let left = self.parts_left.get(&copied.table.name).expect("every table of the queue was counted");
-        left.fetch_sub(1, Ordering::AcqRel) == 1
+    /// The snapshot to read the next unit under.
+    pub(super) async fn newest(&self) -> Result<Arc<Holder>, Error> {
+        let is_left = |name: &&TableName| self.progress.table(name).state() != CopyState::Copied;
+        self.snapshots.current(|| self.tables.keys().filter(is_left).cloned().collect()).await
+    }
+
+    /// Refuses to go on with a table that was truncated or rewritten while nobody held its lock.
+    pub(super) fn same_file(&self, holder: &Holder, table: &TableName, begun: &Begun) -> Result<(), Error> {
+        if holder.filenode(table) == Some(begun.filenode) {
+            Ok(())
+        } else {
+            Err(Error::Rewritten { table: table.clone() })
+        }
     }
 }
 
@@ -77,8 +86,8 @@ async fn stopped_and_patience_over(stop: &CancellationToken) {
 
 async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
     let mut worker: Option<Worker<'_>> = None;
-    while let Some(unit) = attempt.next_unit() {
-        attempt.options.throttle.may_begin(&attempt.stop).await;
+    while let Some(task) = attempt.next_task() {
+        wait_to_begin(attempt, worker.as_mut()).await?;
         if attempt.stop.is_cancelled() {
             return Err(Error::Stopped);
         }
@@ -86,7 +95,10 @@ async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
             Some(worker) => worker,
             none => none.insert(Worker::open(attempt).await?),
         };
-        worker.copy(&unit).await?;
+        match task {
+            Task::Copy(unit) => worker.copy(&unit).await?,
+            Task::Complete(of) => worker.complete(&of).await?,
+        }
     }
     if let Some(worker) = worker {
         worker.close().await;
@@ -94,24 +106,37 @@ async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
     Ok(())
 }
 
-struct Worker<'a> {
-    attempt: &'a Attempt,
+/// Waits until another unit may be begun. Who waits for longer keeps no snapshot meanwhile: what parts of a table were
+/// read under then and later is brought together as after a crash ([`super::settle`]).
+async fn wait_to_begin(attempt: &Attempt, worker: Option<&mut Worker<'_>>) -> Result<(), Error> {
+    let throttle = &attempt.options.throttle;
+    tokio::select! {
+        biased; // usually there is nothing to wait for
+        () = throttle.may_begin(&attempt.stop) => return Ok(()),
+        () = throttle.long_hold() => {}
+    }
+    attempt.snapshots.let_go().await;
+    if let Some(worker) = worker.filter(|_| attempt.snapshots.may_change()) {
+        worker.let_go().await?;
+    }
+    throttle.may_begin(&attempt.stop).await;
+    Ok(())
+}
+
+pub(super) struct Worker<'a> {
+    pub(super) attempt: &'a Attempt,
     source: RawConnection,
-    target: RawConnection,
+    pub(super) target: RawConnection,
+    /// The snapshot that our transaction on the source reads under.
+    adopted: Option<Arc<Holder>>,
 }
 
 impl<'a> Worker<'a> {
     async fn open(attempt: &'a Attempt) -> Result<Self, Error> {
         let options = &attempt.options;
-        let mut source = wire::connect_raw(&options.source, Mode::Sql, "copy").await.map_err(Error::Connect)?;
+        let source = wire::connect_raw(&options.source, Mode::Sql, "copy").await.map_err(Error::Connect)?;
         let mut target = wire::connect_raw(&options.target, Mode::Sql, "copy").await.map_err(Error::Connect)?;
-        let adopt = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}';
-             SET LOCAL max_parallel_workers_per_gather = 0",
-            attempt.holder.exported
-        );
         let doing = |doing| move |source| Error::Prepare { doing, source };
-        source.simple_query(&adopt).await.map_err(doing("adopt the snapshot on the source"))?;
         // A unit that a crash of the target takes back is gone together with its record. What relies on records is
         // committed later, and durably.
         let settings = if attempt.as_replica {
@@ -120,35 +145,90 @@ impl<'a> Worker<'a> {
             "SET synchronous_commit = off"
         };
         target.simple_query(settings).await.map_err(doing("prepare the target for the copy"))?;
-        Ok(Self { attempt, source, target })
+        Ok(Self { attempt, source, target, adopted: None })
     }
 
-    async fn copy(&mut self, unit: &Unit) -> Result<(), Error> {
-        let name = &unit.copied.table.name;
-        let counts = self.attempt.progress.table(name);
-        counts.enter(CopyState::Copying);
-        let moved = self.move_rows(unit, &counts).await?;
-        self.attempt.holder.confirm().await?;
-        self.record(unit, moved).await?;
-        if self.attempt.was_last_part(&unit.copied) {
-            self.complete(&unit.copied).await?;
-            counts.enter(CopyState::Copied);
-            info!(table = %name, parts = unit.copied.part_count, "table copied");
+    /// Reads under this snapshot from now on.
+    pub(super) async fn adopt(&mut self, holder: &Arc<Holder>) -> Result<(), Error> {
+        if self.adopted.as_ref().is_some_and(|adopted| Arc::ptr_eq(adopted, holder)) {
+            return Ok(());
+        }
+        let end = if self.adopted.take().is_some() { "COMMIT; " } else { "" };
+        let sql = format!(
+            "{end}BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}';
+             SET LOCAL max_parallel_workers_per_gather = 0",
+            holder.exported
+        );
+        let adopted = self.source.simple_query(&sql).await;
+        adopted.map_err(|source| Error::Prepare { doing: "adopt the snapshot on the source", source })?;
+        self.adopted = Some(Arc::clone(holder));
+        Ok(())
+    }
+
+    /// Ends the transaction on the source.
+    async fn let_go(&mut self) -> Result<(), Error> {
+        if self.adopted.take().is_some() {
+            let ended = self.source.simple_query("COMMIT").await;
+            ended.map_err(|source| Error::Prepare { doing: "let go of the snapshot on the source", source })?;
         }
         Ok(())
     }
 
-    /// Leaves the target inside the unit's transaction.
-    async fn move_rows(&mut self, unit: &Unit, counts: &Counts) -> Result<Moved, Error> {
-        let name = &unit.copied.table.name;
+    async fn copy(&mut self, unit: &Unit) -> Result<(), Error> {
+        let name = &unit.of.copied.table.name;
+        let counts = self.attempt.progress.table(name);
+        counts.enter(CopyState::Copying);
+        let (holder, base) = self.snapshot_for(&unit.of).await?;
+        self.adopt(&holder).await?;
+        let begun = self.target.simple_query(&sql::begin(unit, &self.attempt.options.migration)).await;
+        begun.map_err(Error::copy(name, "empty the target's table"))?;
+        let (out, into) = (sql::copy_out(unit, base.as_ref()), sql::copy_in(&unit.of.copied));
+        let moved = self.move_rows(name, &out, &into, &counts).await?;
+        holder.confirm().await?;
+        self.record(unit, &holder, moved).await?;
+        if unit.of.part_recorded(&holder.snapshot) {
+            self.complete(&unit.of).await?;
+        }
+        Ok(())
+    }
+
+    /// What the next part of a table is read under, and the table's first snapshot where that is another one.
+    async fn snapshot_for(&mut self, of: &TableCopy) -> Result<(Arc<Holder>, Option<SnapshotSet>), Error> {
+        let newest = self.attempt.newest().await?;
+        if !of.is_split() {
+            return Ok((newest, None));
+        }
+        let begun = of.begun.get_or_try_init(|| self.begin_split(of, &newest)).await?;
+        if let Some(pinned) = begun.pinned() {
+            return Ok((pinned, None));
+        }
+        self.attempt.same_file(&newest, &of.copied.table.name, begun)?;
+        let base = (begun.base != newest.snapshot).then(|| begun.base.clone());
+        Ok((newest, base))
+    }
+
+    /// Empties a split table, before any of its parts is copied.
+    async fn begin_split(&mut self, of: &TableCopy, holder: &Arc<Holder>) -> Result<Begun, Error> {
+        let name = &of.copied.table.name;
+        let filenode = holder.filenode(name).ok_or_else(|| Error::Rewritten { table: name.clone() })?;
+        let pinned = (!of.can_be_settled()).then(|| Arc::clone(holder));
+        let begun = Begun::new(holder.snapshot.clone(), filenode, pinned);
+        let sql = sql::begin_split(&of.copied, &self.attempt.options.migration, &begun);
+        self.target.simple_query(&sql).await.map_err(Error::copy(name, "empty the target's table"))?;
+        Ok(begun)
+    }
+
+    /// One COPY into another. Leaves both sides inside their transactions.
+    pub(super) async fn move_rows(
+        &mut self,
+        name: &TableName,
+        out: &str,
+        into: &str,
+        counts: &Counts,
+    ) -> Result<Moved, Error> {
         let failed = |doing| Error::copy(name, doing);
-        self.target
-            .simple_query(&sql::begin(unit, &self.attempt.options.migration))
-            .await
-            .map_err(failed("empty the target's table"))?;
-        let filter = self.attempt.options.rows.of(name);
-        let mut rows = self.source.copy_out(&sql::copy_out(unit, filter)).await.map_err(failed("read the source"))?;
-        let mut into = self.target.copy_in(&sql::copy_in(unit)).await.map_err(failed("write to the target"))?;
+        let mut rows = self.source.copy_out(out).await.map_err(failed("read the source"))?;
+        let mut into = self.target.copy_in(into).await.map_err(failed("write to the target"))?;
         let mut moved = Moved::default();
         let pace = self.attempt.options.throttle.pace();
         let forwarded = forward(&mut rows, &mut into, counts, &mut moved, pace, &self.attempt.stop).await;
@@ -186,25 +266,38 @@ impl<'a> Worker<'a> {
         }
     }
 
-    async fn record(&mut self, unit: &Unit, moved: Moved) -> Result<(), Error> {
-        let holder = &self.attempt.holder;
+    /// A record that is there already was left by a backend whose client has died.
+    async fn record(&mut self, unit: &Unit, holder: &Holder, moved: Moved) -> Result<(), Error> {
         let taken =
             sql::Taken { snapshot: &holder.snapshot, until: holder.until, rows: moved.rows, bytes: moved.bytes };
         let record = sql::record(unit, &self.attempt.options.migration, &taken);
-        let failed = Error::copy(&unit.copied.table.name, "record what was copied");
-        self.target.simple_query(&record).await.map(drop).map_err(failed)
+        let table = &unit.of.copied.table.name;
+        self.target.simple_query(&record).await.map(drop).map_err(|error| match error.server() {
+            Some(server) if server.sqlstate() == sqlstate::UNIQUE_VIOLATION => {
+                Error::Overtaken { table: table.clone() }
+            }
+            _ => Error::copy(table, "record what was copied")(error),
+        })
     }
 
-    /// A table of one part is complete by its record.
-    async fn complete(&mut self, copied: &Copied) -> Result<(), Error> {
-        if copied.part_count == 1 {
-            return Ok(());
+    /// Every part is recorded. A table of one part is complete by its record.
+    async fn complete(&mut self, of: &TableCopy) -> Result<(), Error> {
+        debug_assert!(of.is_recorded(), "a table is complete when its parts are");
+        let (copied, table) = (&of.copied, &of.copied.table.name);
+        if of.is_mixed() {
+            let begun = of.begun.get().expect("parts of it were recorded, so it was begun");
+            self.settle(copied, begun).await?;
+        } else if of.is_split() {
+            let marked = self.target.simple_query(&sql::complete(copied, &self.attempt.options.migration)).await;
+            if marked.map_err(Error::copy(table, "record that it is complete"))?.is_empty() {
+                return Err(Error::PartsMissing { table: table.clone() });
+            }
         }
-        let table = &copied.table.name;
-        let marked = self.target.simple_query(&sql::complete(copied, &self.attempt.options.migration)).await;
-        if marked.map_err(Error::copy(table, "record that it is complete"))?.is_empty() {
-            return Err(Error::PartsMissing { table: table.clone() });
+        if let Some(begun) = of.begun.get() {
+            begun.unpin();
         }
+        self.attempt.progress.table(table).enter(CopyState::Copied);
+        info!(%table, parts = copied.cut.part_count, "table copied");
         Ok(())
     }
 

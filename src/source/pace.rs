@@ -10,8 +10,10 @@ use tokio::time::Instant;
 
 /// Long enough for the server to send some hundred messages, short enough that it does not find the socket full.
 const REST: Duration = Duration::from_millis(1);
-/// This much within this time, taken eagerly, is a backlog: far more than one busy client makes.
+/// This much within this time, taken eagerly, is a backlog: far more than one busy client makes. So are this many
+/// reads: where the processors are busy, a server that is kept waking us sends small messages and never many bytes.
 const BEHIND_BYTES: usize = 64 * 1024;
+const BEHIND_READS: u32 = 100;
 const BEHIND_WITHIN: Duration = Duration::from_millis(10);
 /// After a rest, less than this shows that the backlog is gone.
 const STILL_BEHIND_BYTES: usize = 4 * 1024;
@@ -23,11 +25,12 @@ pub(super) struct Pace {
     behind: bool,
     window_began: Instant,
     window_bytes: usize,
+    window_reads: u32,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        Self { behind: false, window_began: now, window_bytes: 0 }
+        Self { behind: false, window_began: now, window_bytes: 0, window_reads: 0 }
     }
 
     /// How long to rest after a read of `size_bytes`.
@@ -38,14 +41,19 @@ impl Pace {
 
     fn falls_behind(&mut self, size_bytes: usize, now: Instant) -> bool {
         if now.duration_since(self.window_began) > BEHIND_WITHIN {
-            (self.window_began, self.window_bytes) = (now, 0);
+            self.begin_window(now);
         }
         self.window_bytes += size_bytes;
-        if self.window_bytes < BEHIND_BYTES {
+        self.window_reads += 1;
+        if self.window_bytes < BEHIND_BYTES && self.window_reads < BEHIND_READS {
             return false;
         }
-        (self.window_began, self.window_bytes) = (now, 0);
+        self.begin_window(now);
         true
+    }
+
+    fn begin_window(&mut self, now: Instant) {
+        (self.window_began, self.window_bytes, self.window_reads) = (now, 0, 0);
     }
 }
 
@@ -66,12 +74,20 @@ mod tests {
     fn a_backlog_is_read_lazily_until_it_is_gone() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
-        let eager = (1..).take_while(|step| pace.on_read(200, start + Duration::from_micros(step * 10)).is_none());
-        assert_eq!(eager.count(), BEHIND_BYTES.div_ceil(200) - 1);
+        let eager = (1..).take_while(|step| pace.on_read(2000, start + Duration::from_micros(step * 10)).is_none());
+        assert_eq!(eager.count(), BEHIND_BYTES.div_ceil(2000) - 1);
         assert_eq!(pace.on_read(30_000, start), Some(REST));
         assert_eq!(pace.on_read(200_000, start), None, "a full socket is emptied first");
         assert_eq!(pace.on_read(30_000, start), Some(REST));
         assert_eq!(pace.on_read(500, start), None);
         assert_eq!(pace.on_read(500, start), None);
+    }
+
+    #[test]
+    fn many_small_reads_are_a_backlog_too() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let eager = (1..).take_while(|step| pace.on_read(150, start + Duration::from_micros(step * 50)).is_none());
+        assert_eq!(eager.count() as u32, BEHIND_READS - 1);
     }
 }

@@ -8,6 +8,7 @@ pub const OBJECT_IN_USE: &str = "55006";
 pub const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
 pub const UNDEFINED_OBJECT: &str = "42704";
 pub const DUPLICATE_OBJECT: &str = "42710";
+pub const UNIQUE_VIOLATION: &str = "23505";
 pub const QUERY_CANCELED: &str = "57014";
 /// The server is starting up, shutting down, or recovering.
 pub const CANNOT_CONNECT_NOW: &str = "57P03";

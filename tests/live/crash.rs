@@ -10,6 +10,9 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde_json::Value;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use changeover::demo::StopMode;
 
 use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, read_committed, topic_prefix};
 
@@ -59,14 +62,13 @@ async fn client(url: String, number: u64, seed: u64, stop: Arc<AtomicBool>) {
     }
 }
 
-async fn seed_rows(db: &Db) {
-    db.exec(SCHEMA).await;
-    db.exec(&format!("INSERT INTO item SELECT n, 1, repeat('x', 60), NULL FROM generate_series(0, {ROWS} - 1) n"))
+async fn seed_rows(db: &Db, count: u64) {
+    db.exec(&format!("INSERT INTO item SELECT n, 1, repeat('x', 60), NULL FROM generate_series(0, {count} - 1) n"))
         .await;
 }
 
-async fn assert_equal(source: &Db, target: &Db) {
-    for table in ["item", "note", "account"] {
+async fn assert_equal(source: &Db, target: &Db, tables: &[&str]) {
+    for table in tables {
         let (left, right) = (source.rows(table).await, target.rows(table).await);
         assert_eq!(left.len(), right.len(), "{table}: row counts differ");
         assert!(left == right, "{table}: rows differ");
@@ -130,20 +132,26 @@ async fn assert_told_exactly_once(source: &Db, prefix: &str) {
     }
     // What was changed since the beginning has been told: rows of the seed still at version 1 need no event.
     for (id, version) in &held {
-        let untouched = *id < ROWS && *version == 1;
+        let untouched = *id < 4 * ROWS && *version == 1;
         assert!(untouched || told.contains_key(id), "row {id} at version {version} was never told");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn thirty_kills_at_random_moments_lose_nothing_and_repeat_nothing() {
+fn seed() -> u64 {
     let seed =
         std::env::var("CHANGEOVER_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("CHANGEOVER_SEED={seed}");
+    seed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_kills_at_random_moments_lose_nothing_and_repeat_nothing() {
+    let seed = seed();
     let mut rng = Rng::with_seed(seed);
     let pair = Pair::of(15, 15);
     let (source, target) = (pair.source.connect().await, pair.target.connect().await);
-    seed_rows(&source).await;
+    source.exec(SCHEMA).await;
+    seed_rows(&source, ROWS).await;
     let prefix = topic_prefix("crash");
     let kafka = format!("[kafka]\nbootstrap_servers = {:?}\ntopic_prefix = {prefix:?}", bootstrap());
     let config = TestConfig::new("crash", &pair).with(&kafka);
@@ -175,7 +183,7 @@ async fn thirty_kills_at_random_moments_lose_nothing_and_repeat_nothing() {
         ended.unwrap();
     }
     drain(&source, &mut daemon).await;
-    assert_equal(&source, &target).await;
+    assert_equal(&source, &target, &["item", "note", "account"]).await;
     assert_told_exactly_once(&source, &prefix).await;
     assert_eq!(target.scalar("SELECT sum(balance) FROM account").await, "20000");
 }
@@ -210,4 +218,185 @@ async fn drain(source: &Db, daemon: &mut Daemon) {
 
 fn lsn(text: &str) -> u64 {
     text.parse::<changeover::model::Lsn>().unwrap().get()
+}
+
+/// What interrupts a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Blow {
+    KillDaemon,
+    CutSource,
+    CrashTarget,
+}
+
+/// Beside [`SCHEMA`]: rows that wander between pages and keys, and a table that is emptied and refilled.
+const RESTLESS: &str = "
+    CREATE TABLE wander (id bigint PRIMARY KEY, code text UNIQUE, pad text);
+    CREATE TABLE churn (id bigint PRIMARY KEY, generation bigint, pad text);";
+
+const RESTLESS_ROWS: &str = "
+    INSERT INTO wander SELECT n, 'c' || n, repeat('x', 200) FROM generate_series(1, 20000) n;
+    INSERT INTO churn SELECT n, 0, repeat('x', 700) FROM generate_series(1, 3000) n;";
+
+/// Makes each row of the copy take its time, so that the blows hit it.
+const SLOW: &str = "
+    CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.id % 100 = 0 THEN PERFORM pg_catalog.pg_sleep(0.001); END IF; RETURN NEW; END $$;
+    CREATE TRIGGER slow BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION slow();
+    ALTER TABLE item ENABLE ALWAYS TRIGGER slow;
+    CREATE TRIGGER slow BEFORE INSERT ON wander FOR EACH ROW EXECUTE FUNCTION slow();
+    ALTER TABLE wander ENABLE ALWAYS TRIGGER slow";
+
+const FAST_AGAIN: &str = "DROP TRIGGER slow ON item; DROP TRIGGER slow ON wander";
+
+/// Moves rows to other pages and under other keys, and takes keys that were freed.
+async fn wanderer(url: String, seed: u64, stop: Arc<AtomicBool>) {
+    let db = Db::connect(&url).await;
+    let mut rng = Rng::with_seed(seed);
+    while !stop.load(Ordering::Relaxed) {
+        let (row, width) = (rng.u32(1..20_000), rng.u32(1..900));
+        db.exec(&format!(
+            "BEGIN;
+             UPDATE wander SET pad = repeat('{}', {width}) WHERE id IN ({row}, {row} + 7, {row} + 100000);
+             UPDATE wander SET id = id + 100000 WHERE id = {row} + 1
+                 AND NOT EXISTS (SELECT FROM wander WHERE id = {row} + 100001);
+             DELETE FROM wander WHERE id = {row} + 2;
+             INSERT INTO wander VALUES ({row} + 3, 'again' || {row}, NULL) ON CONFLICT DO NOTHING;
+             DELETE FROM wander WHERE id = {row} + 4;
+             UPDATE wander SET id = {row} + 4 WHERE id = {row} + 5;
+             COMMIT",
+            rng.lowercase(),
+        ))
+        .await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..10))).await;
+    }
+}
+
+/// TRUNCATE and refill whenever nobody holds the table's lock: between two lives of the daemon.
+async fn churner(url: String, stop: Arc<AtomicBool>) -> u64 {
+    let db = Db::connect(&url).await;
+    let mut generation = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let next = generation + 1;
+        let refill = format!(
+            "BEGIN; SET LOCAL lock_timeout = '20ms'; TRUNCATE churn;
+             INSERT INTO churn SELECT n, {next}, repeat('{}', 700) FROM generate_series(1, 3000 + {next}) n; COMMIT",
+            next % 10
+        );
+        match db.batch_execute(&refill).await {
+            Ok(()) => generation = next,
+            Err(_) => db.exec("ROLLBACK").await,
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    generation
+}
+
+/// Parts of `item`, which nobody truncates, and when they were finished.
+async fn finished_parts(target: &Db) -> Vec<String> {
+    target.query_text("SELECT part, finished_at FROM changeover.unit WHERE table_name = 'item' AND part > 0").await
+}
+
+/// Waits until so many more parts are recorded, so that blows come at the pace of the copy on any machine; not for long,
+/// because a life may be too short for any.
+async fn parts_more(target: &Db, wanted: usize) {
+    let count = async || -> usize { target.scalar("SELECT count(*) FROM changeover.unit").await.parse().unwrap() };
+    let (before, began) = (count().await, Instant::now());
+    while count().await < before + wanted && began.elapsed() < Duration::from_secs(3) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Daemon, source connections and target are killed while the tables are copied in parts, with snapshots that may live for
+/// a second. `CHANGEOVER_KILLS` makes it longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_blows_while_copying_cost_no_finished_part_and_no_row() {
+    let seed = seed();
+    let mut rng = Rng::with_seed(seed);
+    let blows = std::env::var("CHANGEOVER_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(50);
+    let mut pair = Pair::of(15, 15);
+    let source = pair.source.connect().await;
+    let mut target = pair.target.connect().await;
+    for side in [&source, &target] {
+        side.exec(SCHEMA).await;
+        side.exec(RESTLESS).await;
+    }
+    target.exec("TRUNCATE account").await;
+    target.exec(SLOW).await;
+    seed_rows(&source, 4 * ROWS).await;
+    source.exec(RESTLESS_ROWS).await;
+    let prefix = topic_prefix("blows");
+    let kafka = format!("[kafka]\nbootstrap_servers = {:?}\ntopic_prefix = {prefix:?}", bootstrap());
+    let mut config = TestConfig::new("blows", &pair).with(&kafka);
+    config.snapshot = "mode = \"data\"\nworkers = 2\nsplit = \"1MiB\"\nmax_snapshot_age = \"1s\"".to_owned();
+
+    let mut daemon = Daemon::start(&config);
+    slot_begins(&target).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        clients.spawn(client(pair.source.url().to_owned(), number, seed ^ number, Arc::clone(&stop)));
+    }
+    clients.spawn(wanderer(pair.source.url().to_owned(), seed ^ 77, Arc::clone(&stop)));
+    let mut churning = JoinSet::new();
+    churning.spawn(churner(pair.source.url().to_owned(), Arc::clone(&stop)));
+    let mut landed: BTreeMap<Blow, u32> = BTreeMap::new();
+    let mut finished: Vec<String> = Vec::new();
+    let began = Instant::now();
+    for _ in 0..blows {
+        parts_more(&target, rng.usize(0..4)).await;
+        thread::sleep(Duration::from_millis(rng.u64(0..200)));
+        let now = finished_parts(&target).await;
+        let lost: Vec<&String> = finished.iter().filter(|part| !now.contains(part)).collect();
+        assert!(lost.is_empty(), "finished parts were copied again: {lost:?}");
+        finished = now;
+        let blow = [Blow::KillDaemon, Blow::KillDaemon, Blow::CutSource, Blow::CrashTarget][rng.usize(..4)];
+        if phase(&target).await == "copying" {
+            *landed.entry(blow).or_default() += 1;
+        }
+        match blow {
+            Blow::KillDaemon => {
+                daemon.kill();
+                thread::sleep(Duration::from_millis(rng.u64(0..300)));
+                daemon.start_again();
+            }
+            Blow::CutSource => {
+                source
+                    .exec(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                         WHERE application_name LIKE 'changeover%' AND pid <> pg_backend_pid()",
+                    )
+                    .await;
+            }
+            Blow::CrashTarget => {
+                pair.target.cluster().restart(StopMode::Immediate).unwrap();
+                target = pair.target.connect().await;
+                // Parts are committed without waiting for the disk: the newest may be gone, with their records.
+                finished = finished_parts(&target).await;
+            }
+        }
+        // A blow that hits the start is told as what it is, and left to whoever starts daemons again.
+        if !daemon.is_running() {
+            daemon.kill();
+            daemon.start_again();
+        }
+    }
+    let done = finished_parts(&target).await.len();
+    println!("hit while copying: {landed:?}; {done} parts of item finished by then");
+    assert!(done > 10, "only {done} parts were finished in all that time");
+    assert!(landed.values().sum::<u32>() >= blows / 2, "most blows came too late: {landed:?}");
+    println!("the blows took {:?}", began.elapsed());
+    target.exec(FAST_AGAIN).await;
+    daemon.wait_for_phase("streaming");
+    stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = clients.join_next().await {
+        ended.unwrap();
+    }
+    let generations = churning.join_next().await.unwrap().unwrap();
+    println!("the table was emptied and refilled {generations} times");
+    assert!(generations > 0);
+    drain(&source, &mut daemon).await;
+    assert_equal(&source, &target, &["item", "note", "account", "wander", "churn"]).await;
+    assert_told_exactly_once(&source, &prefix).await;
+    assert!(daemon.log().contains("going on inside the table"), "no copy was gone on with");
+    assert!(daemon.log().contains("settled"), "no table was settled");
 }

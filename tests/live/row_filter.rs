@@ -202,6 +202,8 @@ async fn an_adopted_publication_must_carry_the_same_rows() {
     let (verdict, message, remedy) = check("\"public.t\" = \"v = 'b' AND id > 1\"");
     assert!(verdict == "fail" && message.ends_with("of public.t"), "{message}");
     assert!(remedy.contains(r#"ADD TABLE ONLY "public"."t" WHERE (v = 'b' AND id > 1);"#), "{remedy}");
+    blue.exec(&remedy).await;
+    assert_eq!(check("\"public.t\" = \"v = 'b' AND id > 1\"").0, "pass");
     // Rows that are filtered and should not be, and the other way round.
     let (verdict, message, _) = check("\"public.u\" = \"id > 1\"");
     assert!(verdict == "fail" && message.ends_with("of public.t, public.u"), "{message}");

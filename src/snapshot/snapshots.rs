@@ -1,0 +1,69 @@
+//! Which snapshot of the source is read under: one after another, none for longer than allowed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::Error;
+use super::holder::Holder;
+use crate::model::TableName;
+use crate::wire::Endpoint;
+
+/// Shared by the workers of an attempt.
+pub(super) struct Snapshots {
+    source: Endpoint,
+    /// `None`: one for all, however long it takes.
+    age_max: Option<Duration>,
+    current: Mutex<Option<Arc<Holder>>>,
+    stop: CancellationToken,
+}
+
+impl Snapshots {
+    pub(super) fn new(source: Endpoint, age_max: Option<Duration>, first: Holder, stop: CancellationToken) -> Self {
+        Self { source, age_max, current: Mutex::new(Some(Arc::new(first))), stop }
+    }
+
+    /// The snapshot to read the next part under; a new one when the present one has become too old. `left` are the
+    /// tables that are not complete, which a new one has to lock.
+    ///
+    /// The new one's locks are there before the old one's go, so that no moment is left in which a table could be
+    /// truncated; the old one goes with the last worker that reads under it.
+    pub(super) async fn current(&self, left: impl FnOnce() -> Vec<TableName>) -> Result<Arc<Holder>, Error> {
+        let mut current = self.current.lock().await;
+        if let Some(holder) = &*current
+            && self.age_max.is_none_or(|age_max| holder.age() < age_max)
+        {
+            return Ok(Arc::clone(holder));
+        }
+        let next = Arc::new(Holder::open(&self.source, &left(), &self.stop).await?);
+        if let Some(old) = current.replace(Arc::clone(&next)) {
+            old.confirm().await?;
+        }
+        Ok(next)
+    }
+
+    /// Whether parts may be read under several.
+    pub(super) fn may_change(&self) -> bool {
+        self.age_max.is_some()
+    }
+
+    /// Nothing will be read for a while. Whoever still reads, or copies a table without key, keeps it until the end of that;
+    /// a table that is truncated or rewritten meanwhile is known by its file.
+    pub(super) async fn let_go(&self) {
+        if self.may_change() {
+            drop(self.current.lock().await.take());
+        }
+    }
+
+    /// Ends the last one, when nobody reads under it any more.
+    pub(super) async fn release(&self) {
+        if let Some(holder) = self.current.lock().await.take().and_then(Arc::into_inner)
+            && let Err(error) = holder.release().await
+        {
+            debug!(%error, "the session that held the snapshot was gone before its end");
+        }
+    }
+}
