@@ -19,6 +19,14 @@ mod source;
 
 #[path = "live/schema.rs"]
 mod schema;
+#[path = "live/schema_fingerprint.rs"]
+mod schema_fingerprint;
+#[path = "live/schema_everything.rs"]
+mod schema_everything;
+#[path = "live/schema_prepared.rs"]
+mod schema_prepared;
+#[path = "live/schema_details.rs"]
+mod schema_details;
 #[path = "live/snapshot.rs"]
 mod snapshot;
 #[path = "live/decode.rs"]
@@ -35,6 +43,8 @@ mod publish;
 
 #[path = "live/migrate.rs"]
 mod migrate;
+#[path = "live/spool.rs"]
+mod spool;
 #[path = "live/throttle.rs"]
 mod throttle;
 #[path = "live/hostile.rs"]

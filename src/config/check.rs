@@ -9,7 +9,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::checked::{
     Adoptable, Apply, COPY_RATE_MIN, Config, Control, Cutover, Kafka, KafkaFormat, Limits, Log, Snapshot, SnapshotMode,
-    Source, Target, Throttle, Verify,
+    Source, Spool, Target, Throttle, Verify,
 };
 use super::findings::Findings;
 use super::raw::{
@@ -83,6 +83,7 @@ pub(super) fn check(raw: Raw, findings: &mut Findings<'_>) -> Option<Config> {
         kafka,
         verify,
         limits,
+        spool: Spool { release_source_wal: raw.spool.release_source_wal.unwrap_or(false) },
         apply,
         cutover,
         control,

@@ -28,6 +28,7 @@ pub struct Config {
     pub kafka: Option<Kafka>,
     pub verify: Verify,
     pub limits: Limits,
+    pub spool: Spool,
     pub apply: Apply,
     pub cutover: Cutover,
     pub control: Control,
@@ -143,6 +144,12 @@ pub struct Limits {
     pub spool_bytes: u64,
     /// This migration's own directory: the configured one with the migration's name appended.
     pub spool_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Spool {
+    /// Make the spool durable and let the source forget what is in it.
+    pub release_source_wal: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -141,6 +141,10 @@ fn convert(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
             None => Err(format!("expected a text in quotes, found {found}")),
         },
         Kind::Integer => integer(value).map(Value::Integer).ok_or(format!("expected a whole number, found {found}")),
+        Kind::Boolean => match value.as_bool() {
+            Some(choice) => Ok(Value::Boolean(choice)),
+            None => Err(format!("expected true or false, found {found}")),
+        },
         Kind::Size => match (value.as_str(), integer(value)) {
             (Some(text), _) => Ok(Value::String(text.to_owned())),
             (None, Some(bytes)) => Ok(Value::String(bytes.to_string())),

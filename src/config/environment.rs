@@ -51,6 +51,10 @@ impl Overrides {
             (Kind::Integer, Err(_)) => {
                 return self.problem(variable, format!("expected a whole number, found {value:?}"));
             }
+            (Kind::Boolean, _) => match value.parse() {
+                Ok(choice) => Value::Boolean(choice),
+                Err(_) => return self.problem(variable, format!("expected true or false, found {value:?}")),
+            },
             (Kind::Text | Kind::Size | Kind::Duration | Kind::Choice(_), _) => Value::String(value.to_owned()),
             (Kind::List | Kind::Map | Kind::Reserved, _) => unreachable!("such keys have no variable"),
         };

@@ -5,6 +5,8 @@
 pub(super) enum Kind {
     Text,
     Integer,
+    /// `true` or `false`.
+    Boolean,
     /// A count of bytes: `"256MiB"`, or a bare number.
     Size,
     /// A time: `"250ms"`.
@@ -77,6 +79,7 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.memory", Kind::Size),
     key("limits.spool", Kind::Size),
     key("limits.spool_dir", Kind::Text),
+    key("spool.release_source_wal", Kind::Boolean),
     key("apply.group", Kind::Size),
     key("apply.group_delay", Kind::Duration),
     key("cutover.max_pause", Kind::Duration),

@@ -17,6 +17,7 @@ pub(super) struct Raw {
     pub transform: BTreeMap<String, BTreeMap<String, String>>,
     pub verify: RawVerify,
     pub limits: RawLimits,
+    pub spool: RawSpool,
     pub apply: RawApply,
     pub cutover: RawCutover,
     pub control: RawControl,
@@ -106,6 +107,12 @@ pub(super) struct RawLimits {
     pub memory: Option<String>,
     pub spool: Option<String>,
     pub spool_dir: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawSpool {
+    pub release_source_wal: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -91,6 +91,19 @@ listen = "9187"
 }
 
 #[test]
+fn the_source_keeps_its_log_unless_told_otherwise() {
+    assert!(!check(SMALLEST, &[]).unwrap().spool.release_source_wal);
+    let asked = format!("{SMALLEST}[spool]\nrelease_source_wal = true\n");
+    assert!(check(&asked, &[]).unwrap().spool.release_source_wal);
+    assert!(check(SMALLEST, &[("CHANGEOVER_SPOOL_RELEASE_SOURCE_WAL", "true")]).unwrap().spool.release_source_wal);
+    let variable = [("CHANGEOVER_SPOOL_RELEASE_SOURCE_WAL", "yes")];
+    let found = check(SMALLEST, &variable).expect_err("yes is no choice");
+    assert!(found[0].contains("expected true or false"), "{found:#?}");
+    let found = problems(&format!("{SMALLEST}[spool]\nrelease_source_wal = \"true\"\n"));
+    assert!(found[0].contains("expected true or false, found string"), "{found:#?}");
+}
+
+#[test]
 fn broken_toml_is_reported_with_its_line_and_nothing_is_guessed_from_it() {
     let found = problems("[migration]\nname = shop\n[source]\nurl = \"x");
     assert!(found.iter().all(|problem| problem.contains("not TOML")), "{found:#?}");

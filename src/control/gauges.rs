@@ -33,6 +33,7 @@ pub(super) fn set(status: &Status) {
         }
     }
     gauge!(names::SPOOL_BYTES, migration()).set(status.spool.disk_bytes as f64);
+    gauge!(names::SPOOL_RELEASED_BYTES, migration()).set(status.spool.released_bytes as f64);
     gauge!(names::QUEUE_BYTES, with(names::LABEL_STAGE, "spool")).set(status.spool.memory_bytes as f64);
     gauge!(names::QUEUE_CAPACITY_BYTES, with(names::LABEL_STAGE, "spool_disk"))
         .set(status.spool.disk_capacity_bytes as f64);

@@ -155,9 +155,14 @@ fn sink(sink: &SinkStatus) -> String {
 
 fn spool(status: &Status) -> String {
     let spool = &status.spool;
-    let full = if spool.full { " · FULL: the stream waits for the slowest sink" } else { "" };
+    let full = if spool.full { " · FULL: the stream waits for the slowest sink, blue keeps its log" } else { "" };
+    let released = if spool.releases_source_wal {
+        format!(" · holds {} that blue need not keep", format_size(spool.released_bytes))
+    } else {
+        String::new()
+    };
     format!(
-        "spool    {} in memory · {} of {} on disk{full}",
+        "spool    {} in memory · {} of {} on disk{released}{full}",
         format_size(spool.memory_bytes),
         format_size(spool.disk_bytes),
         format_size(spool.disk_capacity_bytes),

@@ -165,7 +165,14 @@ fn status() -> Status {
             transactions_total: 1_000_000,
             rows_total: 12_345_678,
         }],
-        spool: SpoolStatus { memory_bytes: 1 << 20, disk_bytes: 1 << 30, disk_capacity_bytes: 20 << 30, full: false },
+        spool: SpoolStatus {
+            memory_bytes: 1 << 20,
+            disk_bytes: 1 << 30,
+            disk_capacity_bytes: 20 << 30,
+            full: false,
+            releases_source_wal: true,
+            released_bytes: 1 << 30,
+        },
         snapshot: SnapshotStatus {
             tables_total: 4,
             tables_done: 1,

@@ -268,6 +268,8 @@ impl Board {
             disk_bytes: usage.disk_bytes,
             disk_capacity_bytes: usage.disk_capacity_bytes,
             full: usage.full(),
+            releases_source_wal: stream.spool.is_durable(),
+            released_bytes: stream.flow.released_bytes(),
         }
     }
 

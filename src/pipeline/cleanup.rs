@@ -127,8 +127,7 @@ async fn remove(
     if let Some(migration) = migration {
         forget_position(config, migration, &mut done).await;
     }
-    schema::drop_state(target, &config.migration).await?;
-    done.removed.push("replication origin and state on the target".to_owned());
+    // Before the record: a spool without its migration would be refused as somebody else's by the next one of this name.
     let dir = &config.limits.spool_dir;
     match std::fs::remove_dir_all(dir) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
@@ -137,6 +136,7 @@ async fn remove(
         Ok(()) | Err(_) => {}
     }
     done.removed.push(format!("spool in {}", config.limits.spool_dir.display()));
+    schema::drop_state(target, &config.migration).await?;
     done.removed.push("replication origin and state on the target".to_owned());
     info!(migration = %config.migration, "removed");
     Ok(done)

@@ -9,8 +9,10 @@ use super::error::Error;
 use super::lead::take_lead;
 use super::migrate::{schema_options, snapshot_options};
 use super::options::throttle_options;
+use super::prepare::ready;
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
+use crate::preflight;
 use crate::schema::{self, Migration, Steps};
 use crate::snapshot::{self, Progress, Throttle};
 use crate::source;
@@ -35,6 +37,9 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     if catalog.row_tables().next().is_none() {
         return Err(Error::NoTables);
     }
+    if schema::read_migration(&target, &config.migration).await?.is_none() {
+        ready(&preflight::check_copy(config).await)?;
+    }
     schema::install_state(&target).await?;
     take_lead(&target, &config.migration).await?;
     if schema::read_migration(&target, &config.migration).await?.is_none() {
@@ -57,8 +62,8 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     if let Some(options) = &options {
         schema::copy_pre_data(options, &catalog).await?;
     }
-    let throttle = Arc::new(Throttle::new(throttle_options(config)));
     // As of one moment, however long it takes: nothing follows that could bring the tables together.
+    let throttle = Arc::new(Throttle::new(throttle_options(config)));
     let options_of_rows =
         snapshot::Options { snapshot_age_max: None, ..snapshot_options(config, Arc::clone(&throttle)) };
     let copying = snapshot::run(options_of_rows, &catalog, Arc::clone(&progress), stop.clone());

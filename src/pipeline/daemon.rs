@@ -5,17 +5,18 @@ use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::board::Board;
 use super::commands::Commands;
+use super::durable::Durable;
 use super::error::Error;
 use super::flow::Flow;
 use super::handle::{Handle, Request};
 use super::lead::keep_leading;
 use super::migrate::Migrate;
 use super::options::{Shares, apply_options, kafka_options};
-use super::prepare::prepare;
+use super::prepare::{Prepared, prepare};
 use super::receive::Receive;
 use super::requests::{Requests, verified_tables};
 use super::sinks::{Feed, KafkaSink, TargetSink};
@@ -27,7 +28,8 @@ use crate::decode::{self, Decoder};
 use crate::link;
 use crate::model::SinkName;
 use crate::source::SessionState;
-use crate::spool::{self, Spool};
+use crate::spool::{self, Resumed, Spool, Standing};
+use crate::telemetry::chain;
 use crate::verify::{DirtyKeys, Table};
 
 /// Requests waiting for an answer: operators, not clients.
@@ -64,18 +66,13 @@ impl Daemon {
         let shares = Shares::of(self.config.limits.memory_bytes);
         let supervisor =
             Supervisor { troubles: self.board.troubles(), resume: Arc::new(Notify::new()), stop: stop.clone() };
+        let (spool, resumed) = resume_spool(&self.config, &prepared, shares.spool_bytes).await?;
         let mut sinks = vec![(SinkName::Target, prepared.target_position)];
         if self.config.kafka.is_some() {
-            // Its own position is read when it first reaches the broker; the slot was never told more than that.
-            sinks.push((SinkName::Kafka, prepared.stream_start));
+            // Its own position is read when it first reaches the broker: it holds what nobody keeps for it.
+            sinks.push((SinkName::Kafka, resumed.oldest));
         }
-        let flow = Arc::new(Flow::new(&sinks));
-        let spool = Spool::open(spool::Options {
-            dir: self.config.limits.spool_dir.clone(),
-            memory_bytes: shares.spool_bytes,
-            disk_bytes: self.config.limits.spool_bytes,
-            sinks: sinks.iter().map(|(sink, _)| *sink).collect(),
-        })?;
+        let flow = Arc::new(Flow::new(&sinks, &resumed));
         let (session, session_state) = watch::channel(SessionState::Connecting);
         let tables: Arc<[Table]> = verified_tables(&prepared.catalog, &self.config.rows).into();
         let listeners = Arc::new(Listeners::new(Arc::new(DirtyKeys::new(tables, shares.dirty_bytes))));
@@ -85,7 +82,7 @@ impl Daemon {
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_leading(Arc::clone(&self.config), prepared.epoch, leading, stop.clone()));
         let decoder = Decoder::new(
-            decode::Options { batch_bytes: BATCH_BYTES, resume_after: prepared.stream_start, next_seq: 0 },
+            decode::Options { batch_bytes: BATCH_BYTES, resume_after: resumed.stream, next_seq: resumed.next_seq },
             Box::new(spool.stash(shares.stash_bytes)),
         );
         let receive = Receive {
@@ -97,6 +94,10 @@ impl Daemon {
             supervisor: supervisor.clone(),
         };
         tasks.spawn(receive.run(decoder));
+        if resumed.durable.is_some() {
+            let durable = Durable { flow: Arc::clone(&flow), spool: spool.clone(), supervisor: supervisor.clone() };
+            tasks.spawn(durable.run());
+        }
         let feed = Feed { flow: Arc::clone(&flow), supervisor: supervisor.clone(), link_bytes: shares.link_bytes };
         let tables: Vec<_> = prepared.catalog.row_tables().collect();
         if let Some(options) = kafka_options(&self.config, &prepared.identity, &tables) {
@@ -104,7 +105,8 @@ impl Daemon {
                 feed: feed.clone(),
                 options,
                 settled: self.board.settled(SinkName::Kafka),
-                stream_start: prepared.stream_start,
+                stream_start: resumed.oldest,
+                owed_from: resumed.owed[&SinkName::Kafka],
             };
             tasks.spawn(sink.run(spool.cursor(SinkName::Kafka)));
         }
@@ -145,6 +147,41 @@ impl Daemon {
                 std::panic::resume_unwind(failure.into_panic());
             }
         }
+        if let Err(error) = blocking(move || spool.tidy()).await {
+            warn!(error = chain(&error), "the spool keeps what nobody needs until the next start");
+        }
         Ok(())
+    }
+}
+
+/// What an earlier run left in the spool is gone on with, or found to be needed by nobody.
+async fn resume_spool(config: &Config, prepared: &Prepared, memory_bytes: usize) -> Result<(Spool, Resumed), Error> {
+    let mut settled = vec![(SinkName::Target, Some(prepared.target_position))];
+    if config.kafka.is_some() {
+        settled.push((SinkName::Kafka, None));
+    }
+    let options = spool::Options {
+        dir: config.limits.spool_dir.clone(),
+        memory_bytes,
+        disk_bytes: config.limits.spool_bytes,
+        sinks: settled.iter().map(|(sink, _)| *sink).collect(),
+    };
+    let standing = Standing {
+        migration: config.migration.clone(),
+        source: prepared.identity.clone(),
+        consistent_point: prepared.consistent_point,
+        epoch: prepared.epoch,
+        slot: prepared.stream_start,
+        settled,
+    };
+    let durable = config.spool.release_source_wal;
+    Ok(blocking(move || Spool::resume(&options, &standing, durable)).await?)
+}
+
+/// Work on the disk, away from tokio's workers.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
     }
 }

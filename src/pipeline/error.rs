@@ -50,8 +50,6 @@ pub enum Error {
     AdoptedSlotUnfinished { slot: String },
     #[error("the stored phase {phase:?} is none this version knows")]
     UnknownPhase { phase: String },
-    #[error("the target starts at {position}, which the slot no longer holds")]
-    Behind { position: Lsn },
     #[error("migration {migration} has not been cut over")]
     NotCutOver { migration: String },
     #[error("migration {migration} is cut over: green owns the writes")]
@@ -66,8 +64,11 @@ pub enum Error {
     Led { migration: String, holder: String },
     #[error("another daemon has taken migration {migration} over")]
     Superseded { migration: String },
-    #[error("Kafka holds the stream through {held}, but the slot begins at {start}: what is between them is not there")]
-    KafkaBehind { held: Lsn, start: Lsn },
+    #[error(
+        "Kafka holds {}, but what can be sent begins at {start}: what is between them is not there",
+        held.map_or("nothing of the stream".to_owned(), |held| format!("the stream through {held}"))
+    )]
+    KafkaBehind { held: Option<Lsn>, start: Lsn },
     #[error("there is no migration {migration} on the target")]
     NoMigration { migration: String },
 }
@@ -104,15 +105,18 @@ impl Error {
             }
             Self::AdoptedSlotUnfinished { .. } => halt("finish or drop it, then adopt another"),
             Self::UnknownPhase { .. } => halt("use the version of changeover that started this migration"),
-            Self::Behind { .. } => halt("`changeover abort`, then start again: the rows must be copied anew"),
             Self::NotCutOver { .. } => halt("`changeover abort` ends a migration that has not been cut over"),
             Self::AlreadyCutOver { .. } => halt("`changeover complete` ends a migration that has been cut over"),
             Self::RemoveSpool { .. } => halt("remove the directory by hand: nothing rests on it any more"),
             Self::Led { .. } => halt("stop that daemon first, or let it go on: one leads at a time"),
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
-            Self::KafkaBehind { .. } => {
+            Self::KafkaBehind { held: Some(_), .. } => {
                 halt("start the topics anew under another [kafka] topic_prefix, or `changeover abort` and start again")
             }
+            Self::KafkaBehind { held: None, .. } => halt(
+                "when [kafka] is new to this migration, start once without [spool] release_source_wal. Otherwise its \
+                 position was lost: put the topic back, or `changeover abort` and start again",
+            ),
             Self::NoMigration { .. } => halt("check [migration] name and [target] url; `changeover run` starts one"),
         }
     }

@@ -7,6 +7,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::model::{Batch, Lsn, SinkName};
 use crate::progress::{SinkLag, Tracker};
+use crate::spool::Resumed;
 use crate::telemetry::clock;
 
 /// A source that says nothing for this long, though it sends keepalives while idle, counts as unheard: lag then grows.
@@ -23,14 +24,17 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// `resume` is what each sink holds durably.
-    pub(super) fn new(resume: &[(SinkName, Lsn)]) -> Self {
-        let tracker = Tracker::new(resume.iter().copied());
-        let start = Some(tracker.confirmed());
+    /// `settled` is what each sink holds durably, `resumed` what the spool holds for them.
+    pub(super) fn new(settled: &[(SinkName, Lsn)], resumed: &Resumed) -> Self {
+        let tracker = Tracker::new(settled.iter().copied());
+        let tracker = match resumed.durable {
+            Some(through) => tracker.with_spool(through, resumed.last_transaction, &resumed.backlog),
+            None => tracker,
+        };
         Self {
+            confirmed: watch::Sender::new(Some(tracker.confirmed())),
+            received: watch::Sender::new(Some(resumed.stream)),
             tracker: Mutex::new(tracker),
-            confirmed: watch::Sender::new(start),
-            received: watch::Sender::new(start),
             moved: Notify::new(),
             heard_at_us: AtomicI64::new(clock::unix_us()),
         }
@@ -54,6 +58,19 @@ impl Flow {
         self.lock().decoded(batch);
         self.received.send_replace(Some(batch.through));
         self.moved.notify_waiters();
+    }
+
+    /// The spool is durable through here.
+    pub(super) fn kept(&self, through: Lsn) {
+        let confirmed = self.lock().kept(through);
+        if confirmed.is_some() {
+            self.confirmed.send_replace(confirmed);
+        }
+    }
+
+    /// Log that the source need not keep because the spool holds it.
+    pub(super) fn released_bytes(&self) -> u64 {
+        self.lock().released_bytes()
     }
 
     pub(super) fn settled(&self, sink: SinkName, through: Lsn) {

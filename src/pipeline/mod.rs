@@ -7,6 +7,7 @@
 //!     ▼
 //! [daemon] starts ─► [receive] source ─► decode ─► spool ─┬─► [sinks] target
 //!     │                                                    └─► [sinks] Kafka
+//!     ├──► [durable] spool ─► disk ─► what the source may forget, when the spool is more than a cache
 //!     ├──► [migrate] copying ─► indexing ─► catching up ─► streaming      every part under [supervise]
 //!     └──► [requests] verify, cutover, pause, resume, stop
 //! ```
@@ -22,6 +23,7 @@ mod migrate;
 mod receive;
 mod sinks;
 mod flow;
+mod durable;
 mod commands;
 mod touched;
 mod requests;

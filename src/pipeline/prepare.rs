@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::error::Error;
 use super::lead::take_lead;
@@ -37,7 +37,7 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
     let source = wire::connect(&config.source.endpoint, "control").await.map_err(Error::Source)?;
     let state = wire::connect(&config.target.endpoint, "control").await.map_err(Error::Target)?;
     if schema::read_migration(&state, &config.migration).await?.is_none() {
-        check(config).await?;
+        ready(&preflight::check(config).await)?;
     }
     let identified = source::identify(&config.source.endpoint).await?;
     let catalog = schema::read_catalog(&source, &config.tables).await?;
@@ -69,9 +69,6 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
     let position = apply::adopt_position(&state, &config.migration, epoch, Some(consistent_point)).await?;
     let target_position = position.unwrap_or(consistent_point);
     let stream_start = slot_position(config, &source).await?.unwrap_or(consistent_point);
-    if stream_start > target_position {
-        return Err(Error::Behind { position: target_position });
-    }
     info!(migration = %config.migration, phase = phase.as_str(), %target_position, %stream_start, epoch, "prepared");
     let row_estimates = if phase.copies() { BTreeMap::new() } else { row_estimates(&state).await? };
     let prepared = Prepared {
@@ -100,9 +97,11 @@ async fn row_estimates(state: &Session) -> Result<BTreeMap<TableName, u64>, Erro
     Ok(rows.iter().map(estimate).collect())
 }
 
-/// A migration that would fail later is refused before anything is made.
-async fn check(config: &Config) -> Result<(), Error> {
-    let report = preflight::check(config).await;
+/// A migration that would fail later is refused before anything is made; what somebody should know is logged.
+pub(super) fn ready(report: &preflight::Report) -> Result<(), Error> {
+    for finding in report.warnings() {
+        warn!(check = finding.check, remedy = finding.remedy, "{}", finding.message);
+    }
     match report.failed() {
         0 => Ok(()),
         failed => Err(Error::NotReady { failed, report: report.failures().to_string() }),

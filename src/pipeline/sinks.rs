@@ -41,8 +41,10 @@ pub(super) struct KafkaSink {
     pub(super) feed: Feed,
     pub(super) options: publish::Options,
     pub(super) settled: watch::Sender<Settled>,
-    /// Where this daemon's stream begins.
+    /// Where what this daemon can send begins.
     pub(super) stream_start: Lsn,
+    /// From where on Kafka was owed the stream: when it has nothing, it must still be from there on.
+    pub(super) owed_from: Lsn,
 }
 
 impl TargetSink {
@@ -78,14 +80,14 @@ impl KafkaSink {
     async fn once(&self, cursor: &Mutex<Cursor>) -> Result<(), Error> {
         let (batches, input) = link::channel(self.feed.link_bytes, LINK_COUNT);
         let ports = publish::Ports { input, settled: self.settled.clone(), stop: self.feed.supervisor.stop.clone() };
-        let (options, start) = (self.options.clone(), self.stream_start);
+        let (options, start, owed_from) = (self.options.clone(), self.stream_start, self.owed_from);
         let mut thread = JoinSet::new();
         thread.spawn_blocking(move || {
             let held = publish::resume_point(&options)?.map(|position| position.commit_end);
-            match held {
-                Some(held) if held < start => Err(Error::KafkaBehind { held, start }),
-                Some(_) | None => Ok(publish::run(options, ports)?),
+            if held.unwrap_or(owed_from) < start {
+                return Err(Error::KafkaBehind { held, start });
             }
+            Ok(publish::run(options, ports)?)
         });
         let publishing = async {
             match thread.join_next().await.expect("one thread was started above") {

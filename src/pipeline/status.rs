@@ -116,6 +116,10 @@ pub struct SpoolStatus {
     pub disk_capacity_bytes: u64,
     /// The stream has stopped reading until a sink has caught up.
     pub full: bool,
+    /// The spool is durable, and the source is told to forget what is in it (`[spool] release_source_wal`).
+    pub releases_source_wal: bool,
+    /// Log that the source need not keep because the spool holds it for a sink that is behind.
+    pub released_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -7,25 +7,48 @@ use super::sides::{Side, Sides};
 use super::{Error, adopted, contents, here, load, routes, rows, server, source, tables, target};
 use crate::config::{Config, SnapshotMode};
 use crate::model::Disposition;
+use crate::schema;
 use crate::telemetry;
 
 /// Looks at both sides, this machine, the broker and the routers. Never fails: what cannot be asked is a FAIL.
 pub async fn check(config: &Config) -> Report {
     let mut findings = Findings::default();
-    let (source, target) = tokio::join!(Box::pin(Side::source(config)), Box::pin(Side::target(config)));
-    let source = findings.reached("source.reach", config.source.endpoint.to_string(), source);
-    let target = findings.reached("target.reach", config.target.endpoint.to_string(), target);
-    if let (Some(source), Some(target)) = (source, target) {
-        match Sides::new(config, source, target).await {
-            Ok(sides) => {
-                check_source(&sides, &mut findings).await;
-                check_target(&sides, &mut findings).await;
-            }
-            Err(error) => findings.add("target.state", Err(error)),
-        }
+    if let Some(sides) = Box::pin(reach(config, &mut findings)).await {
+        check_source(&sides, &mut findings).await;
+        findings.add("target.replica_role", target::replica_role(&sides.target).await);
+        Box::pin(check_target(&sides, &mut findings)).await;
     }
     check_around(config, &mut findings).await;
     Report { findings: findings.0 }
+}
+
+/// Before a copy without a stream: what reading takes (who the source is, is asked over a replication connection) and
+/// what the target is. Slots, publications and identities are not asked for.
+pub async fn check_copy(config: &Config) -> Report {
+    let mut findings = Findings::default();
+    if let Some(sides) = Box::pin(reach(config, &mut findings)).await {
+        let side = &sides.source;
+        findings.add("source.version", server::version("source.version", side).await);
+        findings.add("source.replication", source::replication_privilege(&sides).await);
+        findings.add("source.select", source::select_privilege(side).await);
+        findings.add("source.row_security", source::row_security(side).await);
+        findings.add("source.tables", Ok(tables::any(side)));
+        Box::pin(check_target(&sides, &mut findings)).await;
+    }
+    Report { findings: findings.0 }
+}
+
+async fn reach<'a>(config: &'a Config, findings: &mut Findings) -> Option<Sides<'a>> {
+    let (source, target) = tokio::join!(Box::pin(Side::source(config)), Box::pin(Side::target(config)));
+    let source = findings.reached("source.reach", config.source.endpoint.to_string(), source);
+    let target = findings.reached("target.reach", config.target.endpoint.to_string(), target);
+    match Sides::new(config, source?, target?).await {
+        Ok(sides) => Some(sides),
+        Err(error) => {
+            findings.add("target.state", Err(error));
+            None
+        }
+    }
 }
 
 async fn check_source(sides: &Sides<'_>, findings: &mut Findings) {
@@ -71,21 +94,25 @@ async fn check_target(sides: &Sides<'_>, findings: &mut Findings) {
     findings.add("target.collation", Ok(target::collation(sides)));
     findings.add("target.money", target::money(sides).await);
     findings.add("target.create", target::create_privilege(side).await);
-    findings.add("target.replica_role", target::replica_role(side).await);
     findings.add("target.other_daemon", target::other_daemon(sides).await);
     findings.add("target.started", Ok(contents::started(sides)));
     match sides.config.snapshot.mode {
         SnapshotMode::Full => {
             findings.add("target.empty", contents::empty_database(sides).await);
             findings.add("target.extensions", contents::extensions(sides).await);
-            findings.add("target.owners", contents::owners(sides).await);
+            findings.add("source.extension_rows", contents::extension_rows(sides).await);
+            match schema::missing_roles(&sides.source.session, &sides.target.session).await {
+                Ok(missing) => findings.0.extend([contents::roles(&missing), contents::passwords(&missing)]),
+                Err(error) => findings.0.push(unasked("target.roles", &error.into())),
+            }
+            findings.add_all("target.tablespaces", contents::lacks(sides).await);
             findings.add("here.pg_dump", here::pg_dump(sides).await);
         }
         SnapshotMode::Data => {
-            findings.0.extend(contents::schema(sides));
+            findings.add_all("target.schema", contents::schema(sides).await);
             findings.add("target.empty", contents::empty_tables(sides).await);
         }
-        SnapshotMode::None => findings.0.extend(contents::schema(sides)),
+        SnapshotMode::None => findings.add_all("target.schema", contents::schema(sides).await),
     }
 }
 
@@ -106,6 +133,13 @@ impl Findings {
     fn add(&mut self, check: &'static str, answer: Result<Finding, Error>) {
         match answer {
             Ok(finding) => self.0.push(finding),
+            Err(error) => self.0.push(unasked(check, &error)),
+        }
+    }
+
+    fn add_all(&mut self, check: &'static str, answer: Result<Vec<Finding>, Error>) {
+        match answer {
+            Ok(findings) => self.0.extend(findings),
             Err(error) => self.0.push(unasked(check, &error)),
         }
     }

@@ -6,7 +6,7 @@ use super::Error;
 use super::finding::{Finding, listed, statements};
 use super::sides::Sides;
 use crate::model::{TableName, quote_identifier};
-use crate::schema::{self, DifferenceKind};
+use crate::schema::{self, Described};
 
 /// Relations, routines and types that somebody made; what an extension brought belongs to the extension.
 const USER_OBJECTS: &str = "
@@ -72,59 +72,23 @@ pub(super) async fn empty_tables(sides: &Sides<'_>) -> Result<Finding, Error> {
 }
 
 /// A finding for each difference, or one that there is none.
-pub(super) fn schema(sides: &Sides<'_>) -> Vec<Finding> {
-    let differences = schema::compare(&sides.source.catalog, &sides.target.catalog, true);
+pub(super) async fn schema(sides: &Sides<'_>) -> Result<Vec<Finding>, Error> {
+    let (source, target) = (&sides.source, &sides.target);
+    let (here, there) = tokio::try_join!(
+        schema::read_design(&source.session, &source.catalog),
+        schema::read_design(&target.session, &target.catalog),
+    )?;
+    let source = Described { catalog: &source.catalog, design: &here };
+    let target = Described { catalog: &target.catalog, design: &there };
+    let differences = schema::compare(source, target, true);
     if differences.is_empty() {
-        return vec![Finding::pass("target.schema", "every column fits")];
+        return Ok(vec![Finding::pass("target.schema", "every table fits, column by column")]);
     }
     let finding = |difference: &schema::Difference| {
-        let remedy = remedy(difference);
-        match difference.kind {
-            DifferenceKind::Collation { .. }
-            | DifferenceKind::ExtraUniqueKey { .. }
-            | DifferenceKind::KeyNotDeferrable { .. }
-            | DifferenceKind::Partitioning => Finding::warn("target.schema", difference.to_string(), remedy),
-            DifferenceKind::MissingTable
-            | DifferenceKind::MissingColumn
-            | DifferenceKind::Type { .. }
-            | DifferenceKind::Generated
-            | DifferenceKind::NotNull
-            | DifferenceKind::ExtraColumnNotNull
-            | DifferenceKind::MissingKey { .. } => Finding::fail("target.schema", difference.to_string(), remedy),
-        }
+        let make = if difference.breaks() { Finding::fail } else { Finding::warn };
+        make("target.schema", difference.to_string(), difference.remedy.clone())
     };
-    differences.iter().map(finding).collect()
-}
-
-/// On the target.
-fn remedy(difference: &schema::Difference) -> String {
-    let table = difference.table.quoted();
-    let column = difference.column.as_deref().map(quote_identifier).unwrap_or_default();
-    match &difference.kind {
-        DifferenceKind::MissingTable => {
-            format!("CREATE TABLE {table} (…); or take it out with [tables] exclude = [\"{}\"]", difference.table)
-        }
-        DifferenceKind::MissingColumn => format!("ALTER TABLE {table} ADD COLUMN {column} …;"),
-        DifferenceKind::Type { source, .. } => format!("ALTER TABLE {table} ALTER COLUMN {column} TYPE {source};"),
-        DifferenceKind::Generated => format!("ALTER TABLE {table} ALTER COLUMN {column} DROP EXPRESSION;"),
-        DifferenceKind::Collation { source, .. } => {
-            let collation = source.as_deref().unwrap_or("\"default\"");
-            format!("if the order matters: ALTER TABLE {table} ALTER COLUMN {column} TYPE … COLLATE {collation};")
-        }
-        DifferenceKind::NotNull => format!("ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL;"),
-        DifferenceKind::ExtraColumnNotNull => format!("ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT …;"),
-        DifferenceKind::MissingKey { columns } => {
-            let columns: Vec<String> = columns.iter().map(|column| quote_identifier(column)).collect();
-            format!("ALTER TABLE {table} ADD UNIQUE ({});", columns.join(", "))
-        }
-        DifferenceKind::ExtraUniqueKey { name } => {
-            format!("see that the source's rows keep it, or: DROP INDEX {} until the cutover", quote_identifier(name))
-        }
-        DifferenceKind::KeyNotDeferrable { name } => {
-            format!("make the constraint {} of {table} DEFERRABLE, as on the source", quote_identifier(name))
-        }
-        DifferenceKind::Partitioning => "see that every row of the source finds a partition".to_owned(),
-    }
+    Ok(differences.iter().map(finding).collect())
 }
 
 pub(super) async fn extensions(sides: &Sides<'_>) -> Result<Finding, Error> {
@@ -139,27 +103,125 @@ pub(super) async fn extensions(sides: &Sides<'_>) -> Result<Finding, Error> {
         .map(|extension| extension.name.as_str())
         .filter(|name| !available.contains(*name))
         .collect();
-    if missing.is_empty() {
+    if !missing.is_empty() {
+        let message = format!("the target's server does not have {}", listed(&missing));
+        let remedy = "install the package that brings it on the target's machine (postgresql-contrib, …)";
+        return Ok(Finding::fail(check, message, remedy));
+    }
+    let older = older_extensions(sides).await?;
+    if older.is_empty() {
         return Ok(Finding::pass(check, "every extension of the source can be created on the target"));
     }
-    let message = format!("the target's server does not have {}", listed(&missing));
-    Ok(Finding::fail(
-        check,
-        message,
-        "install the package that brings it on the target's machine (postgresql-contrib, …)",
-    ))
+    let message = format!("the target's server has another version: {}", listed(&older));
+    Ok(Finding::warn(check, message, "see that the source's objects do not need what the other version lacks"))
 }
 
-/// Roles belong to the whole cluster: pg_dump names them and does not make them.
-pub(super) async fn owners(sides: &Sides<'_>) -> Result<Finding, Error> {
-    let check = "target.owners";
-    let present: BTreeSet<String> =
-        sides.target.list("SELECT rolname::text FROM pg_roles").await?.into_iter().collect();
-    let owners: BTreeSet<&str> = sides.source.catalog.tables.iter().map(|table| table.owner.as_str()).collect();
-    let missing: Vec<&str> = owners.into_iter().filter(|owner| !present.contains(*owner)).collect();
-    if missing.is_empty() {
-        return Ok(Finding::pass(check, "every owner is a role of the target"));
+/// `CREATE EXTENSION` makes the version that is the target's standard.
+async fn older_extensions(sides: &Sides<'_>) -> Result<Vec<String>, Error> {
+    let sql = "SELECT name::text, default_version FROM pg_available_extensions WHERE name = ANY ($1)";
+    let names: Vec<&str> = sides.source.catalog.extensions.iter().map(|extension| extension.name.as_str()).collect();
+    let rows = sides.target.session.query(sql, &[&names]).await?;
+    let mut older = Vec::new();
+    for row in rows {
+        let (name, standard): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+        let source = sides.source.catalog.extensions.iter().find(|extension| extension.name == name);
+        if let (Some(source), Some(standard)) = (source, standard)
+            && numbers(&standard) < numbers(&source.version)
+        {
+            older.push(format!("{name} {standard} (the source has {})", source.version));
+        }
     }
-    let remedy = statements(&missing, |owner| format!("CREATE ROLE {} …;", quote_identifier(owner)));
-    Ok(Finding::warn(check, format!("owners that are no role of the target: {}", listed(&missing)), remedy))
+    Ok(older)
+}
+
+/// `1.10` is newer than `1.9`.
+fn numbers(version: &str) -> Vec<u32> {
+    version.split(|character: char| !character.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
+}
+
+/// What somebody put into an extension's own tables is in no publication.
+pub(super) async fn extension_rows(sides: &Sides<'_>) -> Result<Finding, Error> {
+    let check = "source.extension_rows";
+    let tables = schema::extension_tables(&sides.source.session).await?;
+    if tables.is_empty() {
+        return Ok(Finding::pass(check, "no extension keeps rows of its user"));
+    }
+    let names: Vec<String> = tables.iter().map(|table| format!("{} ({})", table.name, table.extension)).collect();
+    let message = format!("copied once, with the schema, and not streamed: {}", listed(&names));
+    Ok(Finding::warn(check, message, "do not write to them between the copy and the cutover"))
+}
+
+/// Roles belong to the whole cluster: pg_dump names them and does not make them. The copy does.
+pub(super) fn roles(missing: &schema::MissingRoles) -> Finding {
+    let check = "target.roles";
+    let names = &missing.names;
+    if names.is_empty() {
+        return Finding::pass(check, "every owner and everybody who may do something is a role of the target");
+    }
+    let create = |name: &String| format!("CREATE ROLE {} …;", quote_identifier(name));
+    if !missing.may_create {
+        let message = format!("this user may not create the roles that are missing: {}", listed(names));
+        return Finding::fail(check, message, statements(names, create));
+    }
+    if missing.curtailed.is_empty() {
+        return Finding::pass(check, format!("will be created: {}", listed(names)));
+    }
+    let message = format!(
+        "will be created without SUPERUSER, REPLICATION and BYPASSRLS, which take a superuser: {}",
+        listed(&missing.curtailed)
+    );
+    let alter = |name: &String| format!("as a superuser: ALTER ROLE {} …;", quote_identifier(name));
+    Finding::warn(check, message, statements(&missing.curtailed, alter))
+}
+
+/// `pg_authid` is for superusers alone, and managed services let nobody read it.
+pub(super) fn passwords(missing: &schema::MissingRoles) -> Finding {
+    let check = "source.passwords";
+    let names = &missing.without_password;
+    if names.is_empty() {
+        return Finding::pass(check, "every role that will be created keeps its password");
+    }
+    let message = format!("will be created without a password, which this user may not read: {}", listed(names));
+    let first = "on the source, as a superuser: GRANT SELECT ON pg_catalog.pg_authid TO CURRENT_USER; or on the target \
+                 after the copy:";
+    let alter = |name: &String| format!("ALTER ROLE {} PASSWORD '…';", quote_identifier(name));
+    Finding::warn(check, message, format!("{first}\n{}", statements(names, alter)))
+}
+
+/// None of it stops a copy; all of it is missed by somebody.
+pub(super) async fn lacks(sides: &Sides<'_>) -> Result<Vec<Finding>, Error> {
+    let lacks = schema::target_lacks(&sides.source.session, &sides.target.session).await?;
+    let mut findings = Vec::new();
+    let spaces = &lacks.tablespaces;
+    findings.push(if spaces.is_empty() {
+        Finding::pass("target.tablespaces", "the target has every tablespace in use")
+    } else {
+        let message = format!("the target lacks them; what is in them goes into the default one: {}", listed(spaces));
+        let create = |name: &String| format!("CREATE TABLESPACE {} LOCATION '…';", quote_identifier(name));
+        Finding::warn("target.tablespaces", message, statements(spaces, create))
+    });
+    if lacks.lz4 {
+        let message = "columns are compressed with LZ4, which the target's server does not have: new values are \
+                       compressed by its default";
+        findings.push(Finding::warn("target.lz4", message, "use a server built with LZ4, if their size matters"));
+    }
+    let providers = &lacks.label_providers;
+    if !providers.is_empty() {
+        let message = format!("security labels will be left out, their provider is not loaded: {}", listed(providers));
+        let remedy = "on the target: load the provider with shared_preload_libraries, then restart";
+        findings.push(Finding::warn("target.labels", message, remedy));
+    }
+    Ok(findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        assert!(numbers("1.9") < numbers("1.10"));
+        assert!(numbers("3.4.2") < numbers("3.5"));
+        assert_eq!(numbers("unpackaged"), Vec::<u32>::new());
+    }
 }

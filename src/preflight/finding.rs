@@ -56,6 +56,11 @@ impl Report {
         self.findings.iter().filter(|finding| finding.verdict == Verdict::Warn).count()
     }
 
+    /// Those that somebody should know of, for whoever goes on.
+    pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.verdict == Verdict::Warn)
+    }
+
     /// Those that failed, for whoever refuses to go on.
     pub fn failures(&self) -> Self {
         let failed = self.findings.iter().filter(|finding| finding.verdict == Verdict::Fail);

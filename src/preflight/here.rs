@@ -38,6 +38,19 @@ pub(super) async fn spool_dir(config: &Config) -> Finding {
             format!("mkdir -p {shown} && chown $(id -u) {shown}, or name another directory in limits.spool_dir");
         return Finding::fail(check, format!("{shown} cannot be written: {error}"), remedy);
     }
+    if config.spool.release_source_wal
+        && let Some(kind) = filesystem(directory).await
+        && VOLATILE.contains(&kind.as_str())
+    {
+        return Finding::warn(
+            check,
+            format!(
+                "{shown} is on {kind}, which goes with the power or the container, and \
+                 spool.release_source_wal lets blue forget what is in it"
+            ),
+            "name a directory on a disk in limits.spool_dir, or leave spool.release_source_wal out".to_owned(),
+        );
+    }
     let wanted = config.limits.spool_bytes;
     match free_bytes(directory).await {
         Some(free) if free < wanted => Finding::warn(
@@ -57,10 +70,36 @@ async fn writable(directory: &Path) -> std::io::Result<()> {
     fs::remove_file(&probe).await
 }
 
+/// File systems that keep nothing over a power loss; an overlay is a container's own layer, gone with the container.
+const VOLATILE: &[&str] = &["tmpfs", "ramfs", "overlay"];
+
 /// By `df`: the standard library does not tell. `None` where it cannot be asked.
 async fn free_bytes(directory: &Path) -> Option<u64> {
-    let output = Command::new("df").arg("-Pk").arg(directory).output().await.ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let kilobytes: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
+    let kilobytes: u64 = df("-Pk", directory).await?.split_whitespace().nth(3)?.parse().ok()?;
     kilobytes.checked_mul(1024)
+}
+
+/// The kind of file system that `directory` is on.
+async fn filesystem(directory: &Path) -> Option<String> {
+    df("-PT", directory).await?.split_whitespace().nth(1).map(str::to_owned)
+}
+
+/// What `df` says of `directory`: the line below its heading.
+async fn df(flags: &str, directory: &Path) -> Option<String> {
+    let output = Command::new("df").arg(flags).arg(directory).output().await.ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.lines().nth(1).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kind_of_a_file_system_is_told() {
+        assert_eq!(filesystem(Path::new("/proc")).await.as_deref(), Some("proc"));
+        // Present on every Linux, and shared memory by definition.
+        let shared = filesystem(Path::new("/dev/shm")).await;
+        assert!(shared.as_deref().is_none_or(|kind| kind == "tmpfs" || kind == "overlay"), "{shared:?}");
+    }
 }

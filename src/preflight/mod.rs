@@ -22,7 +22,7 @@ mod routes;
 mod care;
 mod inventory;
 
-pub use check::check;
+pub use check::{check, check_copy};
 pub use error::Error;
 pub use finding::{Finding, Report, Verdict};
 pub use inventory::{Inventory, InventoryTable, inspect};

@@ -1,4 +1,5 @@
-//! The rule: the source may forget what every sink holds durably, and nothing else (I2).
+//! The rule: the source may forget what every sink holds durably, and nothing else (I2). A durable spool holds for all of
+//! them: then it is what is durable there.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +10,8 @@ use crate::model::{Batch, Lsn, SinkName};
 #[derive(Clone, Debug)]
 pub struct Tracker {
     sinks: BTreeMap<SinkName, Sink>,
+    /// What a durable spool holds for every sink; `None` without one.
+    kept: Option<Lsn>,
     /// End of the last transaction decoded, and of everything decoded.
     last_transaction_end: Option<Lsn>,
     decoded_through: Option<Lsn>,
@@ -34,12 +37,43 @@ impl Tracker {
         let sinks: BTreeMap<_, _> =
             resume.into_iter().map(|(name, settled)| (name, Sink { settled, backlog: Backlog::default() })).collect();
         assert!(!sinks.is_empty(), "a migration has at least one sink");
-        Self { sinks, last_transaction_end: None, decoded_through: None, wal_end: None }
+        Self { sinks, kept: None, last_transaction_end: None, decoded_through: None, wal_end: None }
     }
 
-    /// What the slot may be told: the smallest durable position.
+    /// A durable spool holds everything through here for every sink that has not settled it. `backlog`: ends of the
+    /// transactions in it, each with the commit time of an early one before it; `last` is the end of the last.
+    #[must_use]
+    pub fn with_spool(mut self, through: Lsn, last: Option<Lsn>, backlog: &[(Lsn, i64)]) -> Self {
+        self.kept = Some(through);
+        self.last_transaction_end = last;
+        self.decoded_through = Some(through);
+        for sink in self.sinks.values_mut() {
+            for (end, first_committed_at_us) in backlog.iter().filter(|(end, _)| *end > sink.settled) {
+                sink.backlog.push(*end, *first_committed_at_us);
+            }
+        }
+        self
+    }
+
+    /// What the slot may be told: what is durable in the spool, or else the smallest durable position of a sink. Never
+    /// more than the spool holds, so that a start always finds there what the source has forgotten.
     pub fn confirmed(&self) -> Lsn {
-        self.sinks.values().map(|sink| sink.settled).min().expect("there is at least one sink")
+        let settled = self.sinks.values().map(|sink| sink.settled).min().expect("there is at least one sink");
+        self.kept.unwrap_or(settled)
+    }
+
+    /// Log that was confirmed because the spool holds it, and not the sinks.
+    pub fn released_bytes(&self) -> u64 {
+        let reached = self.sinks.values().map(|sink| self.reach(sink)).min().expect("there is at least one sink");
+        self.kept.map_or(0, |kept| kept.bytes_since(reached))
+    }
+
+    /// The spool is durable through here. Returns the new confirmed position when it moved.
+    pub fn kept(&mut self, through: Lsn) -> Option<Lsn> {
+        let before = self.kept.expect("only a durable spool says what it keeps");
+        assert!(through >= before, "the spool went back from {before} to {through}");
+        self.kept = Some(through);
+        (through > before).then_some(through)
     }
 
     /// A batch has been decoded and is on its way to every sink.
@@ -173,6 +207,36 @@ mod tests {
                 assert_eq!(tracker.confirmed(), lsn(at[0].min(at[1])));
             }
         }
+    }
+
+    #[test]
+    fn with_a_durable_spool_its_end_is_confirmed_whatever_the_sinks_hold() {
+        let mut tracker = two_sinks().with_spool(lsn(150), Some(lsn(150)), &[]);
+        assert_eq!(tracker.confirmed(), lsn(150));
+        tracker.decoded(&batch(&[200, 300], 300));
+        for name in [SinkName::Target, SinkName::Kafka] {
+            assert_eq!(tracker.settled(name, lsn(300)), None);
+        }
+        // Every sink holds it, but a start could not tell: what is not in the spool is not confirmed.
+        assert_eq!(tracker.confirmed(), lsn(150));
+        assert_eq!(tracker.kept(lsn(300)), Some(lsn(300)));
+        assert_eq!(tracker.kept(lsn(300)), None);
+    }
+
+    #[test]
+    fn what_a_spool_kept_over_a_restart_counts_as_missing_and_as_old_as_it_is() {
+        let mut tracker =
+            two_sinks().with_spool(lsn(900), Some(lsn(800)), &[(lsn(500), 1_000_000), (lsn(800), 3_000_000)]);
+        tracker.decoded(&batch(&[], 1000));
+        assert!(!tracker.drained(lsn(200)) && !tracker.reached(SinkName::Target, lsn(900)));
+        assert_eq!(tracker.lag(SinkName::Target, 5_000_000, None).unwrap(), SinkLag { bytes: 900, seconds: 4.0 });
+        tracker.settled(SinkName::Target, lsn(500));
+        assert_eq!(tracker.lag(SinkName::Target, 5_000_000, None).unwrap().seconds, 2.0);
+        tracker.settled(SinkName::Target, lsn(800));
+        assert!(tracker.reached(SinkName::Target, lsn(1000)));
+        assert_eq!(tracker.released_bytes(), 800);
+        tracker.settled(SinkName::Kafka, lsn(800));
+        assert_eq!(tracker.released_bytes(), 0);
     }
 
     #[test]

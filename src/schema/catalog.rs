@@ -1,5 +1,7 @@
 //! What a database holds, as far as a migration cares. Values only; [`super::read_catalog`] fills them in.
 
+use std::collections::BTreeMap;
+
 use crate::model::{ReplicaIdentity, TableName, TypeName};
 
 /// One side's inventory. Tables and sequences are sorted by name.
@@ -220,6 +222,51 @@ pub enum SequenceOwner {
     Identity { table: TableName, column: String },
 }
 
+/// What a comparison needs to know of each table beyond the inventory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Design {
+    pub tables: BTreeMap<TableName, TableDesign>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableDesign {
+    /// Foreign keys come last.
+    pub constraints: Vec<Constraint>,
+    /// Without those that stand for a constraint.
+    pub indexes: Vec<Index>,
+    /// Of generated columns, by name.
+    pub expressions: BTreeMap<String, String>,
+    /// Of columns of an enumeration, by name, in the enumeration's order.
+    pub enum_labels: BTreeMap<String, Vec<String>>,
+    /// `RANGE (at)`; `None` for what is not partitioned.
+    pub partition_key: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Constraint {
+    pub name: String,
+    pub kind: ConstraintKind,
+    /// As in `ADD CONSTRAINT name ...`.
+    pub definition: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConstraintKind {
+    Check,
+    Exclusion,
+    ForeignKey,
+    /// Primary keys too.
+    Unique,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Index {
+    pub name: String,
+    /// The whole `CREATE INDEX`.
+    pub definition: String,
+    pub unique: bool,
+}
+
 impl Catalog {
     /// The server's major version: 15 for 15.20.
     pub const fn major(&self) -> u32 {
@@ -255,8 +302,9 @@ impl Table {
         })
     }
 
-    /// Whether UPDATE and DELETE of this table can be published.
+    /// Whether UPDATE and DELETE of this table can be published. A table without columns has no column to tell its rows
+    /// by, and none to tell them apart.
     pub fn has_identity(&self) -> bool {
-        !self.identity_columns.is_empty()
+        self.replica_identity == ReplicaIdentity::Full || !self.identity_columns.is_empty()
     }
 }

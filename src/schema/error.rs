@@ -17,6 +17,12 @@ pub enum Error {
         #[source]
         source: tokio_postgres::Error,
     },
+    #[error("copy the rows of {what}")]
+    Rows {
+        what: String,
+        #[source]
+        source: wire::Error,
+    },
     #[error("read {what} from the catalog: {found:?} is not known to this version")]
     UnknownCatalogValue { what: &'static str, found: String },
     #[error("find a pg_dump of version {at_least_major} or newer")]
@@ -62,10 +68,16 @@ impl Error {
         move |source| Self::Query { doing, source }
     }
 
+    /// Rows that were copied with the schema, and were not.
+    pub(crate) fn rows(what: impl Into<String>) -> impl FnOnce(wire::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Rows { what, source }
+    }
+
     /// Whether trying again may help, or what the operator has to do.
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Connect(source) => source.disposition(),
+            Self::Connect(source) | Self::Rows { source, .. } => source.disposition(),
             Self::Query { source, .. } => of_query(source),
             Self::Locked { .. } | Self::Stopped => Disposition::Retry,
             Self::UnknownCatalogValue { .. } => halt("use a version of changeover that knows this server's version"),

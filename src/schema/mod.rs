@@ -19,15 +19,19 @@ mod state;
 mod store;
 
 pub use catalog::{
-    BinaryCopy, Catalog, Column, Database, Extension, ForeignKey, GeneratedKind, IdentityKind, NotStreamed,
-    NotStreamedKind, Partition, Sequence, SequenceOwner, Table, TableKind, Trigger, TriggerState, UniqueKey,
+    BinaryCopy, Catalog, Column, Constraint, ConstraintKind, Database, Design, Extension, ForeignKey, GeneratedKind,
+    IdentityKind, Index, NotStreamed, NotStreamedKind, Partition, Sequence, SequenceOwner, Table, TableDesign,
+    TableKind, Trigger, TriggerState, UniqueKey,
 };
-pub use compare::{Difference, DifferenceKind, compare};
-pub use copy::{CopyOptions, Steps, StepsRead, copy_indexes, copy_large_objects, copy_post_data, copy_pre_data};
+pub use compare::{Described, Difference, DifferenceKind, compare};
+pub use copy::{
+    CopyOptions, ExtensionTable, MissingRoles, Steps, StepsRead, TargetLacks, copy_indexes, copy_large_objects,
+    copy_post_data, copy_pre_data, extension_tables, missing_roles, target_lacks,
+};
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;
 pub(crate) use locks::holders as lock_holders;
-pub use read::read_catalog;
+pub use read::{read_catalog, read_design};
 pub use sequences::copy_sequences;
 pub use state::{drop_state, install_state};
 pub use store::{Migration, bump_epoch, insert_migration, lead, read_migration, set_consistent_point, set_phase};

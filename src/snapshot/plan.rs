@@ -14,8 +14,8 @@ pub(super) struct Copied {
     pub(super) table: Table,
     pub(super) destination: Destination,
     pub(super) cut: Cut,
-    /// Only the rows that fulfil this.
-    pub(super) rows: Option<String>,
+    /// Which of its rows belong to the migration; `None`: all.
+    pub(super) filter: Option<String>,
 }
 
 /// How a table is cut into parts. One that was begun by an earlier attempt stays as it was cut then.

@@ -125,8 +125,8 @@ async fn choose(
             return Err(Error::WouldFire { table: table.name.clone() });
         }
         let cut = plan::cut(table, &destination, catalog.server_version_num, options.split_bytes);
-        let rows = options.rows.of(&table.name).map(str::to_owned);
-        chosen.push(Copied { table: table.clone(), destination, cut, rows });
+        let filter = options.rows.of(&table.name).map(str::to_owned);
+        chosen.push(Copied { table: table.clone(), destination, cut, filter });
     }
     Ok(chosen)
 }

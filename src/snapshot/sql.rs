@@ -10,28 +10,26 @@ use crate::model::{Lsn, MigrationName, SnapshotSet, quote_identifier, quote_lite
 pub(super) fn copy_out(unit: &Unit, base: Option<&SnapshotSet>) -> String {
     let copied = &unit.of.copied;
     let (name, columns, format) = (copied.table.name.quoted(), columns(copied), format_of(copied));
-    match (copied.cut.blocks(unit.part), &copied.rows) {
+    match (copied.cut.blocks(unit.part), filter_of(copied)) {
         // A list of no columns can be selected, and not written behind the name of a table.
         (None, None) if columns.is_empty() => format!("COPY (SELECT FROM ONLY {name}) TO STDOUT ({format})"),
         (None, None) => format!("COPY {name} ({columns}) TO STDOUT ({format})"),
-        (None, Some(_)) => {
-            format!("COPY (SELECT {columns} FROM ONLY {name} WHERE true{}) TO STDOUT ({format})", and_wanted(copied))
-        }
-        (Some(blocks), _) => {
+        (None, Some(filter)) => format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {filter}) TO STDOUT ({format})"),
+        (Some(blocks), filter) => {
             let to = blocks.to.map(|to| format!(" AND ctid < '({to},0)'::tid")).unwrap_or_default();
             let old = base.map(|base| format!(" AND {}", written_before(base))).unwrap_or_default();
-            let wanted = and_wanted(copied);
+            let filter = filter.map(|filter| format!(" AND {filter}")).unwrap_or_default();
             format!(
-                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{old}{wanted}) TO STDOUT ({format})",
+                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{old}{filter}) TO STDOUT ({format})",
                 blocks.from
             )
         }
     }
 }
 
-/// The user's condition, on lines of its own, since it may end in a comment.
-fn and_wanted(copied: &Copied) -> String {
-    copied.rows.as_ref().map(|rows| format!(" AND (\n{rows}\n)")).unwrap_or_default()
+/// On lines of its own: it may end in a comment.
+fn filter_of(copied: &Copied) -> Option<String> {
+    copied.filter.as_ref().map(|filter| format!("(\n{filter}\n)"))
 }
 
 /// Rows (tuples, that is) written by transactions that had ended before `base` saw anything running: whoever reads them
@@ -216,8 +214,8 @@ impl Settle<'_> {
 
     fn out(&self, columns: &str, which: &str) -> String {
         let (name, format) = (self.copied.table.name.quoted(), format_of(self.copied));
-        let wanted = and_wanted(self.copied);
-        format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {which}{wanted}) TO STDOUT ({format})")
+        let filter = filter_of(self.copied).map(|filter| format!(" AND {filter}")).unwrap_or_default();
+        format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {which}{filter}) TO STDOUT ({format})")
     }
 
     fn key(&self) -> String {
@@ -292,8 +290,13 @@ pub(super) mod tests {
             may_be_split: true,
             binary: true,
         };
-        let copied = Copied { table, destination, cut: Cut { part_count, block_count: 10 }, rows: None };
+        let copied = Copied { table, destination, cut: Cut { part_count, block_count: 10 }, filter: None };
         Unit { of: Arc::new(TableCopy::new(copied, None)), part: part_count - 1 }
+    }
+
+    fn filtered(unit: Unit, filter: &str) -> Unit {
+        let copied = Copied { filter: Some(filter.to_owned()), ..unit.of.copied.clone() };
+        Unit { of: Arc::new(TableCopy::new(copied, None)), part: unit.part }
     }
 
     #[test]
@@ -313,6 +316,15 @@ pub(super) mod tests {
             copy_out(&part, None),
             r#"COPY (SELECT "a" FROM ONLY "s"."t" WHERE ctid >= '(5,0)'::tid) TO STDOUT (FORMAT binary)"#
         );
+        assert_eq!(
+            copy_out(&filtered(part.clone(), "a = 1 OR b"), None),
+            "COPY (SELECT \"a\" FROM ONLY \"s\".\"t\" WHERE ctid >= '(5,0)'::tid AND (\na = 1 OR b\n)) \
+             TO STDOUT (FORMAT binary)"
+        );
+        assert_eq!(
+            copy_out(&filtered(unit(vec![column("a", None)], 1), "b"), None),
+            "COPY (SELECT \"a\" FROM ONLY \"s\".\"t\" WHERE (\nb\n)) TO STDOUT (FORMAT binary)"
+        );
         assert_eq!(copy_in(&part.of.copied), r#"COPY "s"."t" ("a") FROM STDIN (FORMAT binary)"#);
         let migration = "m".parse().unwrap();
         assert_eq!(begin(&part, &migration), "BEGIN");
@@ -321,12 +333,8 @@ pub(super) mod tests {
 
     #[test]
     fn only_the_wanted_rows_are_read_in_every_pass() {
-        let wanted = |part_count| {
-            let whole = unit(vec![column("a", None)], part_count);
-            let copied = Copied { rows: Some("a = 1 OR b -- ours".to_owned()), ..whole.of.copied.clone() };
-            Unit { of: Arc::new(TableCopy::new(copied, None)), part: part_count - 1 }
-        };
-        let condition = " AND (\na = 1 OR b -- ours\n)) TO STDOUT (FORMAT binary)";
+        let wanted = |part_count| filtered(unit(vec![column("a", None)], part_count), "a = 1 OR b -- ours");
+        let condition = "(\na = 1 OR b -- ours\n)) TO STDOUT (FORMAT binary)";
         let base = "7:7:".parse().unwrap();
         let (migration, part) = ("m".parse().unwrap(), wanted(2));
         let settle = Settle { copied: &part.of.copied, migration: &migration, base: &base };

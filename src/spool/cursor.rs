@@ -160,7 +160,7 @@ impl Cursor {
     /// Removes segments that nobody needs any more, away from tokio's workers.
     fn clean_up(&self) {
         let dead = self.shared.lock().take_dead_segments();
-        if dead.is_empty() {
+        if dead.segments.is_empty() {
             return;
         }
         let shared = Arc::clone(&self.shared);
@@ -188,7 +188,14 @@ impl Cursor {
         let exact = self.spot.filter(|spot| spot.segment == near.segment && spot.seq == near.seq);
         let spot = exact.unwrap_or(near);
         let path = self.shared.directory().segment(spot.segment);
-        ReadPlan { path, segment: spot.segment, seq: spot.seq, offset: spot.offset, length }
+        ReadPlan {
+            path,
+            segment: spot.segment,
+            seq: spot.seq,
+            offset: spot.offset,
+            length,
+            only_copy: self.shared.is_durable(),
+        }
     }
 
     fn take_piece(&mut self, mut piece: Piece) {

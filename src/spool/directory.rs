@@ -1,4 +1,4 @@
-//! The directory the files live in: ours alone, empty at start.
+//! The directory the files live in: ours alone.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Error;
 
 const LOCK: &str = "changeover.lock";
+const STATE: &str = "changeover.state";
 const PREFIX: &str = "changeover-";
 const SEGMENT: &str = "segment-";
 const STASH: &str = "stash-";
@@ -20,23 +21,46 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Takes the directory and removes what an earlier run left there. Files of other names are not touched.
-    pub(super) fn take(path: &Path) -> Result<Self, Error> {
+    /// Takes the directory; makes it when it is missing.
+    pub(super) fn lock(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Directory { path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(failed)?;
         let lock = File::options().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
         }
-        for entry in fs::read_dir(path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if is_ours(&entry.file_name().to_string_lossy()) && entry.file_type().map_err(failed)?.is_file() {
-                remove(&entry.path())?;
-            }
+    }
+
+    /// Removes what an earlier run left of transactions in progress: the source sends those again.
+    pub(super) fn clear_stashes(&self) -> Result<(), Error> {
+        self.numbers(STASH)?.into_iter().try_for_each(|number| remove(&self.stash(number)))
+    }
+
+    /// Removes every segment, and the state first: without it segments are nobody's. Files of other names are not
+    /// touched.
+    pub(super) fn clear(&self) -> Result<(), Error> {
+        if self.state().exists() {
+            remove(&self.state())?;
+            self.sync()?;
         }
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        self.clear_stashes()?;
+        self.segments()?.into_iter().try_for_each(|number| remove(&self.segment(number)))
+    }
+
+    /// Makes the names in it durable.
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        let synced = File::open(&self.path).and_then(|directory| directory.sync_all());
+        synced.map_err(|source| Error::Directory { path: self.path.clone(), source })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn state(&self) -> PathBuf {
+        self.path.join(STATE)
     }
 
     pub(super) fn segment(&self, number: u64) -> PathBuf {
@@ -46,16 +70,36 @@ impl Directory {
     pub(super) fn stash(&self, number: u64) -> PathBuf {
         self.path.join(format!("{PREFIX}{STASH}{number:016x}{SUFFIX}"))
     }
+
+    /// The segments that are there, by number, which is the `seq` of their first batch.
+    pub(super) fn segments(&self) -> Result<Vec<u64>, Error> {
+        self.numbers(SEGMENT)
+    }
+
+    fn numbers(&self, kind: &str) -> Result<Vec<u64>, Error> {
+        let failed = |source| Error::Directory { path: self.path.clone(), source };
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if let Some(number) = number_of(&entry.file_name().to_string_lossy(), kind)
+                && entry.file_type().map_err(failed)?.is_file()
+            {
+                numbers.push(number);
+            }
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
 }
 
 pub(super) fn remove(path: &Path) -> Result<(), Error> {
     fs::remove_file(path).map_err(|source| Error::Remove { path: path.to_owned(), source })
 }
 
-fn is_ours(name: &str) -> bool {
-    let number = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(SUFFIX));
-    let number = number.and_then(|name| name.strip_prefix(SEGMENT).or_else(|| name.strip_prefix(STASH)));
-    number.is_some_and(|number| number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_hexdigit()))
+fn number_of(name: &str, kind: &str) -> Option<u64> {
+    let number = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.strip_prefix(kind)?;
+    let written_by_us = number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if written_by_us { u64::from_str_radix(number, 16).ok() } else { None }
 }
 
 #[cfg(test)]
@@ -66,28 +110,28 @@ mod tests {
     #[test]
     fn only_our_own_files_of_an_earlier_run_are_removed() {
         let dir = TempDir::new();
-        let first = Directory::take(dir.path()).unwrap();
-        let (segment, stash) = (first.segment(7), first.stash(0xabc));
+        let directory = Directory::lock(dir.path()).unwrap();
+        let (segment, stash) = (directory.segment(7), directory.stash(0xabc));
         let foreign = ["notes.txt", "changeover-segment-7.spool", "changeover-segment-000000000000000g.spool"];
-        for path in [&segment, &stash] {
+        for path in [&segment, &stash, &directory.state()] {
             fs::write(path, b"left").unwrap();
         }
         for name in foreign {
             fs::write(dir.path().join(name), b"foreign").unwrap();
         }
-        drop(first);
-        let _second = Directory::take(dir.path()).unwrap();
-        assert!(!segment.exists() && !stash.exists());
+        assert_eq!(directory.segments().unwrap(), [7]);
+        directory.clear().unwrap();
+        assert!(!segment.exists() && !stash.exists() && !directory.state().exists());
         assert!(foreign.iter().all(|name| dir.path().join(name).exists()));
     }
 
     #[test]
     fn two_daemons_cannot_share_a_directory() {
         let dir = TempDir::new();
-        let first = Directory::take(dir.path()).unwrap();
-        let refused = Directory::take(dir.path());
+        let first = Directory::lock(dir.path()).unwrap();
+        let refused = Directory::lock(dir.path());
         assert!(matches!(refused, Err(Error::Locked { .. })));
         drop(first);
-        Directory::take(dir.path()).unwrap();
+        Directory::lock(dir.path()).unwrap();
     }
 }

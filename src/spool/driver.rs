@@ -7,12 +7,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::model::{Batch, SinkName};
+use crate::model::{Batch, Lsn, SinkName};
 use crate::telemetry::clock;
 
 use super::directory::{self, Directory};
-use super::machine::{Admission, End, Limits, Log};
+use super::error;
+use super::machine::{Admission, Contents, Dead, End, Limits, Log};
+use super::points::{Point, Points};
 use super::segment::{self, Run, Writer};
+use super::state::StateFile;
 use super::{Cursor, Error, FileStash, Usage};
 
 /// Where the log lives and how large it may become.
@@ -49,26 +52,91 @@ pub(super) struct Shared {
     writer: Mutex<Option<Writer>>,
     directory: Directory,
     file_number: AtomicU64,
+    /// Of a durable log: where it begins, for the next start.
+    pub(super) state: Option<Mutex<StateFile>>,
+    /// Of a durable log: something is to be written, and soon.
+    pub(super) unsynced: Notify,
+    pub(super) crowded: Notify,
+    pub(super) points: Points,
+}
+
+impl Options {
+    fn limits(&self) -> Limits {
+        Limits {
+            memory_bytes: self.memory_bytes as u64,
+            disk_bytes: self.disk_bytes,
+            segment_bytes: SEGMENT_BYTES.min(self.disk_bytes / SEGMENTS_MIN),
+        }
+    }
 }
 
 impl Spool {
-    /// Takes the directory and starts an empty log.
+    /// Takes the directory and starts an empty log that is a cache: what an earlier run left there is removed. For a
+    /// migration, which may rest on what is there, see [`Spool::resume`].
     pub fn open(options: Options) -> Result<Self, Error> {
-        let directory = Directory::take(&options.dir)?;
-        let limits = Limits {
-            memory_bytes: options.memory_bytes as u64,
-            disk_bytes: options.disk_bytes,
-            segment_bytes: SEGMENT_BYTES.min(options.disk_bytes / SEGMENTS_MIN),
-        };
+        let directory = Directory::lock(&options.dir)?;
+        directory.clear()?;
+        Ok(Self::cache(&options, directory))
+    }
+
+    pub(super) fn cache(options: &Options, directory: Directory) -> Self {
+        Self::of(options, directory, Log::new(options.limits(), &options.sinks), None)
+    }
+
+    pub(super) fn durable(options: &Options, directory: Directory, contents: Contents, state: StateFile) -> Self {
+        let log = Log::durable(options.limits(), &options.sinks, contents);
+        Self::of(options, directory, log, Some(state))
+    }
+
+    fn of(options: &Options, directory: Directory, log: Log, state: Option<StateFile>) -> Self {
         let shared = Shared {
-            log: Mutex::new(Log::new(limits, &options.sinks)),
+            log: Mutex::new(log),
             changed: Condvar::new(),
             arrived: options.sinks.iter().map(|_| Notify::new()).collect(),
             writer: Mutex::new(None),
             directory,
             file_number: AtomicU64::new(0),
+            state: state.map(Mutex::new),
+            unsynced: Notify::new(),
+            crowded: Notify::new(),
+            points: Points::default(),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Makes durable what was appended, some megabytes of it at most, and returns how far everything is durable now;
+    /// `None` when nothing was left to do. Blocks on the disk, and while a full disk has to be waited for. Of a cache
+    /// nothing is durable.
+    pub fn sync(&self) -> Result<Option<Lsn>, Error> {
+        self.shared.sync()
+    }
+
+    /// For the end: removes what nobody needs, and notes how far the sinks have come. Blocks on the disk.
+    pub fn tidy(&self) -> Result<(), Error> {
+        let mut log = self.shared.lock();
+        log.close_last_segment();
+        let dead = log.take_dead_segments();
+        drop(log);
+        self.shared.remove_segments(dead)
+    }
+
+    /// Waits until [`Spool::sync`] has something to do. Cancel-safe.
+    pub async fn unsynced(&self) {
+        while !self.shared.lock().has_unsynced() {
+            self.shared.unsynced.notified().await;
+        }
+    }
+
+    /// Waits until so much is to be made durable that waiting for more serves nobody. Cancel-safe.
+    pub async fn crowded(&self) {
+        while !self.shared.lock().is_crowded() {
+            self.shared.crowded.notified().await;
+        }
     }
 
     /// Adds the next batch; blocks while there is no room for it. From a thread of its own, never from a tokio worker.
@@ -77,7 +145,7 @@ impl Spool {
     }
 
     /// The cursor of `sink`. Panics when it was taken before or `sink` is not in [`Options::sinks`]. Dropping it lets go
-    /// of everything that was kept for this sink.
+    /// of everything that a cache kept for this sink; what is durable is kept for the next start.
     pub fn cursor(&self, sink: SinkName) -> Cursor {
         Cursor::new(Arc::clone(&self.shared), sink)
     }
@@ -88,6 +156,11 @@ impl Spool {
         FileStash::new(Arc::clone(&self.shared), memory_bytes)
     }
 
+    /// Whether the source is told to forget what is in it.
+    pub fn is_durable(&self) -> bool {
+        self.shared.is_durable()
+    }
+
     pub fn usage(&self) -> Usage {
         self.shared.lock().usage()
     }
@@ -95,6 +168,10 @@ impl Spool {
     /// Nothing more is appended: cursors read what is there, then yield `None`.
     pub fn close(&self) {
         self.shared.end(End::Closed);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        !self.shared.lock().is_open()
     }
 
     /// Ends everything at once: cursors yield `None`, a blocked `append` returns [`Error::Ended`].
@@ -138,6 +215,9 @@ impl Shared {
 
     fn append(&self, batch: Batch) -> Result<(), Error> {
         let size_bytes = batch.size_bytes() as u64;
+        if self.is_durable() {
+            return self.append_durable(batch, size_bytes);
+        }
         // Held while waiting for room: a second appender would have to wait for the same room anyway.
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut log = self.lock();
@@ -147,6 +227,7 @@ impl Shared {
                 Admission::Now => break,
                 Admission::Ended => return Err(Error::Ended),
                 Admission::Spill(batches) => batches,
+                Admission::Wait => unreachable!("only a durable log waits to be written by somebody else"),
             };
             if encoded.as_ref().and_then(Run::first_seq) != log.memory_first() {
                 drop(log);
@@ -171,14 +252,76 @@ impl Shared {
         Ok(())
     }
 
+    /// The disk is written to by [`Shared::sync`], so that decoding goes on meanwhile.
+    fn append_durable(&self, batch: Batch, size_bytes: u64) -> Result<(), Error> {
+        let mut log = self.lock();
+        loop {
+            match log.admit(size_bytes) {
+                Admission::Now => break,
+                Admission::Ended => return Err(Error::Ended),
+                Admission::Spill(_) => unreachable!("a durable log is written before it is full"),
+                Admission::Wait => {
+                    self.crowded.notify_one();
+                    // Whoever waits for room on disk has to know that the stream now waits too.
+                    self.wake();
+                    log = self.wait(log);
+                }
+            }
+        }
+        log.push(batch, size_bytes);
+        let crowded = log.is_crowded();
+        drop(log);
+        self.unsynced.notify_one();
+        if crowded {
+            self.crowded.notify_one();
+        }
+        self.wake();
+        self.arrived.iter().for_each(Notify::notify_one);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<Option<Lsn>, Error> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let batches = self.lock().unsynced();
+        if batches.is_empty() {
+            return Ok(None);
+        }
+        let mut run = Run::encode(batches.iter())?;
+        drop(batches);
+        let mut log = self.lock();
+        loop {
+            let room = log.disk_room_bytes();
+            if run.fits_one(room) {
+                run.cut_to(room);
+                break;
+            }
+            if !log.is_open() {
+                return Ok(None);
+            }
+            if log.is_stuck() {
+                let capacity_bytes = log.usage().disk_capacity_bytes;
+                return Err(Error::TransactionTooLarge { capacity_bytes });
+            }
+            log = self.make_room(log)?;
+        }
+        self.flowing(&mut log);
+        let log = self.spill(log, &mut writer, &run).map_err(error::of_durable)?;
+        let end = log.durable_end();
+        drop(log);
+        // What is durable may leave memory: that is what an appender waits for.
+        self.wake();
+        Ok(end.map(|end| end.through))
+    }
+
     /// There is neither memory nor disk: frees what may be freed, or waits until something changes.
     fn make_room<'a>(&'a self, mut log: MutexGuard<'a, Log>) -> Result<MutexGuard<'a, Log>, Error> {
         if log.forget() {
             warn!("a transaction is larger than the spool: a sink that fails during it makes the stream start over");
             return Ok(log);
         }
+        log.close_last_segment();
         let dead = log.take_dead_segments();
-        if dead.is_empty() {
+        if dead.segments.is_empty() {
             self.held_up(&mut log);
             return Ok(self.wait(log));
         }
@@ -194,12 +337,13 @@ impl Shared {
         writer: &mut Option<Writer>,
         run: &Run,
     ) -> Result<MutexGuard<'a, Log>, Error> {
-        let (first, end) = run.first_seq().zip(run.end_seq()).expect("a run that fits holds a batch");
+        let (first, end) = run.first_seq().zip(run.end()).expect("a run that fits holds a batch");
         let bytes = run.bytes.len() as u64;
         let open = log.open_segment(first);
         let number = match (&writer, open) {
             (Some(writer), Some(open)) if writer.number == open => open,
-            _ => self.next_file_number(),
+            // Named by its first batch, which tells where it belongs.
+            _ => first,
         };
         log.begin_write(number, bytes);
         drop(log);
@@ -221,21 +365,51 @@ impl Shared {
     }
 
     fn write(&self, writer: &mut Option<Writer>, number: u64, run: &Run) -> Result<(), Error> {
-        if writer.as_ref().is_none_or(|writer| writer.number != number) {
+        let new = writer.as_ref().is_none_or(|writer| writer.number != number);
+        if new {
             *writer = Some(Writer::create(number, self.directory.segment(number))?);
+            self.points.reach(Point::Created);
         }
-        writer.as_mut().expect("it was opened above").append(run)
+        let writer = writer.as_mut().expect("it was opened above");
+        writer.append(run)?;
+        self.points.reach(Point::Written);
+        if self.is_durable() {
+            writer.sync()?;
+            if new {
+                self.directory.sync()?;
+            }
+            self.points.reach(Point::Synced);
+        }
+        Ok(())
     }
 
     /// Removes segment files and gives their room back. Blocks on the disk.
-    pub(super) fn remove_segments(&self, dead: Vec<(u64, u64)>) -> Result<(), Error> {
-        for (number, bytes) in dead {
-            let removed = directory::remove(&self.directory.segment(number));
+    pub(super) fn remove_segments(&self, dead: Dead) -> Result<(), Error> {
+        if let Err(error) = self.note_beginning(&dead) {
+            self.lock().put_back(dead);
+            return Err(error);
+        }
+        let mut failed = None;
+        for (number, bytes) in dead.segments {
+            failed = directory::remove(&self.directory.segment(number)).err().or(failed);
             self.lock().removed(bytes);
             self.wake();
-            removed?;
+        }
+        self.points.reach(Point::Removed);
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Before the segments go, or a restart would miss them.
+    fn note_beginning(&self, dead: &Dead) -> Result<(), Error> {
+        if let (Some(state), Some(begin)) = (&self.state, dead.begin) {
+            state.lock().unwrap_or_else(PoisonError::into_inner).advance(begin)?;
+            self.points.reach(Point::Noted);
         }
         Ok(())
+    }
+
+    pub(super) fn is_durable(&self) -> bool {
+        self.state.is_some()
     }
 
     /// Takes room on disk for a stashed transaction; waits while segments may still give some back.
@@ -245,12 +419,12 @@ impl Shared {
             if !log.is_open() {
                 return Err(Error::Ended);
             }
-            if bytes <= log.disk_room_bytes() {
+            if bytes <= log.disk_room_bytes().min(log.stash_room_bytes()) {
                 log.add_stash(bytes);
                 self.flowing(&mut log);
                 return Ok(());
             }
-            if !log.has_segments() {
+            if !log.has_segments() || bytes > log.stash_room_bytes() {
                 let usage = log.usage();
                 return Err(Error::StashFull {
                     size_bytes: bytes,
@@ -275,7 +449,7 @@ impl Shared {
                 disk_bytes = usage.disk_bytes,
                 stash_bytes = usage.stash_bytes,
                 slowest = usage.slowest().map(SinkName::as_str),
-                "spool full: the stream waits for its slowest sink"
+                "spool full: the stream waits for its slowest sink, and the source keeps its log meanwhile"
             );
         }
     }

@@ -2,6 +2,9 @@
 //!
 //! The log is one dense run of batches, oldest first: what is in segments, then what is in memory. Its beginning is the
 //! oldest batch that some sink has not released.
+//!
+//! A log that is durable writes every batch, and what is in memory may be in a segment as well: there is an end of what
+//! is durable, no batch beyond it leaves memory, and no segment goes before the new beginning is noted.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,23 +12,32 @@ use std::sync::Arc;
 use crate::model::{Batch, SinkName};
 
 use super::segment::Spot;
+use super::state::Mark;
 use super::{CursorUsage, Usage};
 
 /// How much goes to disk at a time: large, so that the disk writes in sequence.
 const RUN_BYTES: u64 = 1 << 20;
+/// The same when each write is made durable: a disk that takes 5 ms for that still takes hundreds of MB a second.
+const DURABLE_RUN_BYTES: u64 = 4 << 20;
 /// Places are noted this far apart in a segment, so that a cursor that falls back to disk finds its batch without
 /// reading the segment from its start.
-const PLACE_INTERVAL_BYTES: u64 = 1 << 20;
+pub(super) const PLACE_INTERVAL_BYTES: u64 = 1 << 20;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Log {
     limits: Limits,
     /// `seq` of the next batch; `None` before the first.
     next: Option<u64>,
+    /// Of a durable log: the end of what is durable.
+    durable: Option<Mark>,
     memory: VecDeque<Held>,
     memory_bytes: u64,
+    /// Of those, what is not durable yet, in a log that is.
+    unsynced_bytes: u64,
     segments: VecDeque<Segment>,
     segment_bytes: u64,
+    /// Segments that nobody needs and that could not be removed yet.
+    doomed: Dead,
     /// The segment that is being written to just now; it must not disappear.
     writing: Option<u64>,
     stash_bytes: u64,
@@ -34,8 +46,10 @@ pub(super) struct Log {
     /// Below this, batches were let go although no sink had released them: see [`Log::forget`].
     forgotten: u64,
     readers: Vec<Reader>,
-    /// The newest batch ends inside a transaction.
-    inside_transaction: bool,
+    /// The batch with the beginning of the transaction that the newest batch ends inside of.
+    inside_since: Option<u64>,
+    /// Somebody waits with a batch that has no room in memory.
+    appender_waits: bool,
     full_since_us: Option<i64>,
     end: End,
 }
@@ -58,25 +72,47 @@ pub(super) enum End {
     Abandoned,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Held {
     batch: Arc<Batch>,
     size_bytes: u64,
 }
 
-#[derive(Debug)]
-struct Segment {
-    number: u64,
-    first: u64,
-    /// One past its last batch.
-    end: u64,
-    bytes: u64,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// The `seq` of its first batch.
+    pub(super) number: u64,
+    /// Behind its last batch.
+    pub(super) end: Mark,
+    pub(super) bytes: u64,
     /// Some of its batches and where their records begin, in order.
-    places: Vec<(u64, u64)>,
+    pub(super) places: Vec<(u64, u64)>,
+    /// Nothing more is written to it.
+    pub(super) closed: bool,
+}
+
+/// What a durable log begins with: found on disk, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Contents {
+    pub(super) segments: VecDeque<Segment>,
+    pub(super) end: Mark,
+    /// In memory, of what is in the segments.
+    pub(super) size_bytes: u64,
+    /// For each sink the first batch it may not hold, and the size of what is before it.
+    pub(super) starts: Vec<(u64, u64)>,
+}
+
+/// Segments that nobody needs any more, and what is to be noted before they go.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Dead {
+    /// Number and size.
+    pub(super) segments: Vec<(u64, u64)>,
+    /// Where a durable log begins without them.
+    pub(super) begin: Option<Mark>,
 }
 
 /// One sink's place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Reader {
     sink: SinkName,
     taken: bool,
@@ -94,6 +130,8 @@ pub(super) enum Admission {
     Now,
     /// Write these to disk first.
     Spill(Vec<Arc<Batch>>),
+    /// Not before something has become durable.
+    Wait,
     Ended,
 }
 
@@ -120,40 +158,71 @@ impl Log {
         Self {
             limits,
             next: None,
+            durable: None,
             memory: VecDeque::new(),
             memory_bytes: 0,
+            unsynced_bytes: 0,
             segments: VecDeque::new(),
             segment_bytes: 0,
+            doomed: Dead::default(),
             writing: None,
             stash_bytes: 0,
             appended_bytes: 0,
             forgotten: 0,
             readers: sinks.iter().map(reader).collect(),
-            inside_transaction: false,
+            inside_since: None,
+            appender_waits: false,
             full_since_us: None,
             end: End::Open,
         }
     }
 
+    /// A log that is durable, and goes on behind `contents`.
+    pub(super) fn durable(limits: Limits, sinks: &[SinkName], contents: Contents) -> Self {
+        let mut log = Self::new(limits, sinks);
+        log.next = Some(contents.end.seq);
+        log.durable = Some(contents.end);
+        log.segment_bytes = contents.segments.iter().map(|segment| segment.bytes).sum();
+        log.segments = contents.segments;
+        log.appended_bytes = contents.size_bytes;
+        for (reader, (seq, size_bytes)) in log.readers.iter_mut().zip(contents.starts) {
+            (reader.read, reader.read_bytes) = (seq, size_bytes);
+            (reader.released, reader.released_bytes) = (seq, size_bytes);
+        }
+        log
+    }
+
     // Appending.
 
     /// Whether a batch of `size_bytes` fits. What is larger than all memory passes alone.
-    pub(super) fn admit(&self, size_bytes: u64) -> Admission {
+    pub(super) fn admit(&mut self, size_bytes: u64) -> Admission {
         if self.end != End::Open {
             return Admission::Ended;
         }
-        if self.memory.is_empty() || self.memory_bytes + size_bytes <= self.limits.memory_bytes {
+        while self.durable.is_some() && !self.fits(size_bytes) && self.may_leave_memory() {
+            self.pop_memory();
+        }
+        self.appender_waits = false;
+        if self.fits(size_bytes) {
             return Admission::Now;
+        }
+        if self.durable.is_some() {
+            self.appender_waits = true;
+            return Admission::Wait;
         }
         let excess = self.memory_bytes + size_bytes - self.limits.memory_bytes;
         let goal = excess.max(self.limits.memory_bytes / 4).min(RUN_BYTES);
-        let mut taken = 0;
-        let run = self.memory.iter().take_while(|held| {
-            let more = taken < goal;
-            taken += held.size_bytes;
-            more
-        });
-        Admission::Spill(run.map(|held| Arc::clone(&held.batch)).collect())
+        Admission::Spill(run(self.memory.iter(), goal))
+    }
+
+    fn fits(&self, size_bytes: u64) -> bool {
+        self.memory.is_empty() || self.memory_bytes + size_bytes <= self.limits.memory_bytes
+    }
+
+    /// Whether the oldest batch in memory is on disk for good, or need not be.
+    fn may_leave_memory(&self) -> bool {
+        let oldest = self.memory_first();
+        oldest.is_some_and(|oldest| self.durable.is_none_or(|durable| oldest < durable.seq))
     }
 
     pub(super) fn push(&mut self, batch: Batch, size_bytes: u64) {
@@ -162,9 +231,16 @@ impl Log {
         }
         assert_eq!(self.next, Some(batch.seq), "batches are appended in order and without gaps");
         self.next = Some(batch.seq + 1);
-        self.inside_transaction = batch.transactions.last().is_some_and(|last| !last.part.ends());
+        self.inside_since = match batch.transactions.last() {
+            Some(last) if last.part.ends() => None,
+            Some(last) if last.part.begins() => Some(batch.seq),
+            Some(_) | None => self.inside_since,
+        };
         self.appended_bytes += size_bytes;
         self.memory_bytes += size_bytes;
+        if self.durable.is_some() {
+            self.unsynced_bytes += size_bytes;
+        }
         self.memory.push_back(Held { batch: Arc::new(batch), size_bytes });
         self.collect_memory();
     }
@@ -188,10 +264,49 @@ impl Log {
         self.limits.disk_bytes.saturating_sub(self.segment_bytes + self.stash_bytes)
     }
 
+    /// What transactions in progress may take. Of a durable log not all: it has to write what it was given, and could
+    /// not go on when they held every byte.
+    pub(super) fn stash_room_bytes(&self) -> u64 {
+        let share = if self.durable.is_some() { self.limits.disk_bytes / 2 } else { self.limits.disk_bytes };
+        share.saturating_sub(self.stash_bytes)
+    }
+
     /// The segment that a run starting with batch `first` may be appended to.
     pub(super) fn open_segment(&self, first: u64) -> Option<u64> {
         let last = self.segments.back()?;
-        (last.end == first && last.bytes < self.limits.segment_bytes).then_some(last.number)
+        (last.end.seq == first && !last.closed).then_some(last.number)
+    }
+
+    /// Of a durable log: the oldest batches that are not durable yet, as many as are written at once.
+    pub(super) fn unsynced(&self) -> Vec<Arc<Batch>> {
+        let Some(durable) = self.durable else { return Vec::new() };
+        let first = self.memory.partition_point(|held| held.batch.seq < durable.seq);
+        run(self.memory.range(first..), self.durable_run_bytes())
+    }
+
+    /// Whether it is time to write, however little time has passed.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.appender_waits || self.unsynced_bytes >= self.durable_run_bytes()
+    }
+
+    /// Half of memory at most, so that the other half can fill meanwhile.
+    fn durable_run_bytes(&self) -> u64 {
+        DURABLE_RUN_BYTES.min(self.limits.memory_bytes / 2)
+    }
+
+    pub(super) fn has_unsynced(&self) -> bool {
+        self.unsynced_bytes > 0
+    }
+
+    pub(super) fn durable_end(&self) -> Option<Mark> {
+        self.durable
+    }
+
+    /// The stream can go no further: one transaction fills the disk, everything before it is released, and it cannot
+    /// be released before its end.
+    pub(super) fn is_stuck(&self) -> bool {
+        let whole = self.first_needed();
+        self.appender_waits && self.durable.is_some() && self.inside_since.is_some_and(|since| since <= whole)
     }
 
     /// A run of `bytes` is about to be written to segment `number`: its room is taken from now on.
@@ -207,8 +322,8 @@ impl Log {
         self.segments.iter().find(|segment| segment.number == number).map_or(0, |segment| segment.bytes)
     }
 
-    /// Batches `first..end` are in segment `number` now, and out of memory.
-    pub(super) fn finish_write(&mut self, number: u64, first: u64, end: u64, bytes: u64) {
+    /// The batches from `first` to before `end` are in segment `number` now, and out of memory, or durable.
+    pub(super) fn finish_write(&mut self, number: u64, first: u64, end: Mark, bytes: u64) {
         self.writing = None;
         match self.segments.back_mut() {
             Some(last) if last.number == number => {
@@ -219,26 +334,58 @@ impl Log {
                 last.bytes += bytes;
             }
             Some(_) | None => {
-                self.segments.push_back(Segment { number, first, end, bytes, places: vec![(first, 0)] });
+                let segment = Segment { number, end, bytes, places: vec![(first, 0)], closed: false };
+                self.segments.push_back(segment);
             }
         }
-        while self.memory.front().is_some_and(|held| held.batch.seq < end) {
+        if let Some(last) = self.segments.back_mut() {
+            last.closed = last.bytes >= self.limits.segment_bytes;
+        }
+        if self.durable.is_some() {
+            let written = self.memory.iter().skip_while(|held| held.batch.seq < first);
+            let size_bytes: u64 = written.take_while(|held| held.batch.seq < end.seq).map(|held| held.size_bytes).sum();
+            self.unsynced_bytes -= size_bytes;
+            self.durable = Some(end);
+            self.collect_memory();
+            return;
+        }
+        while self.memory.front().is_some_and(|held| held.batch.seq < end.seq) {
             self.pop_memory();
         }
     }
 
-    /// Segments nobody needs any more. They count until [`Log::removed`].
-    pub(super) fn take_dead_segments(&mut self) -> Vec<(u64, u64)> {
+    /// Segments nobody needs any more. They count until [`Log::removed`]. Of a durable log the last one stays until it is
+    /// closed: at a low rate each batch would make and remove a file.
+    pub(super) fn take_dead_segments(&mut self) -> Dead {
         let first = self.first_needed();
-        let mut dead = Vec::new();
+        let mut dead = std::mem::take(&mut self.doomed);
         while let Some(oldest) = self.segments.front()
-            && oldest.end <= first
+            && oldest.end.seq <= first
             && self.writing != Some(oldest.number)
+            && (self.durable.is_none() || oldest.closed)
         {
-            dead.push((oldest.number, oldest.bytes));
+            dead.segments.push((oldest.number, oldest.bytes));
+            dead.begin = dead.begin.max(self.durable.map(|_| oldest.end));
             self.segments.pop_front();
         }
         dead
+    }
+
+    /// Room is wanted: the last segment of a durable log need not stay when nobody needs it.
+    pub(super) fn close_last_segment(&mut self) {
+        let first = self.first_needed();
+        if let Some(last) = self.segments.back_mut()
+            && last.end.seq <= first
+            && self.writing != Some(last.number)
+        {
+            last.closed = true;
+        }
+    }
+
+    /// They could not be removed; the next attempt takes them along.
+    pub(super) fn put_back(&mut self, dead: Dead) {
+        self.doomed.segments.extend(dead.segments);
+        self.doomed.begin = self.doomed.begin.max(dead.begin);
     }
 
     pub(super) fn removed(&mut self, bytes: u64) {
@@ -288,8 +435,8 @@ impl Log {
     }
 
     fn on_disk(&self, seq: u64) -> Next {
-        let segment = &self.segments[self.segments.partition_point(|segment| segment.end <= seq)];
-        assert!(segment.first <= seq, "what is neither in memory nor released is in a segment");
+        let segment = &self.segments[self.segments.partition_point(|segment| segment.end.seq <= seq)];
+        assert!(segment.number <= seq, "what is neither in memory nor released is in a segment");
         let place = segment.places.partition_point(|(first, _)| *first <= seq) - 1;
         let spot = Spot { segment: segment.number, seq, offset: segment.places[place].1 };
         Next::OnDisk { spot, length: segment.bytes }
@@ -320,19 +467,19 @@ impl Log {
         true
     }
 
-    /// The reader's cursor is gone.
+    /// The reader's cursor is gone. A durable log keeps what the sink lacks for the next start.
     pub(super) fn detach(&mut self, slot: usize) {
-        self.readers[slot].attached = false;
+        self.readers[slot].attached = self.durable.is_some();
         self.collect_memory();
     }
 
     /// Lets go what everybody has read but nobody can release: the beginning of a transaction larger than all the room
     /// there is, whose sinks release it only after its end. Without this its end could never be appended. True when it
-    /// made a difference.
+    /// made a difference. Never in a durable log, which may hold what nobody else has.
     pub(super) fn forget(&mut self) -> bool {
-        let Some(next) = self.next else { return false };
+        let (Some(next), None) = (self.next, self.durable) else { return false };
         let all_read = self.readers.iter().filter(|reader| reader.attached).all(|reader| reader.read == next);
-        if !self.inside_transaction || !all_read || self.first_needed() == next {
+        if self.inside_since.is_none() || !all_read || self.first_needed() == next {
             return false;
         }
         self.forgotten = next;
@@ -347,7 +494,7 @@ impl Log {
 
     fn collect_memory(&mut self) {
         let first = self.first_needed();
-        while self.memory.front().is_some_and(|held| held.batch.seq < first) {
+        while self.may_leave_memory() && self.memory_first() < Some(first) {
             self.pop_memory();
         }
     }
@@ -388,9 +535,10 @@ impl Log {
         let cursor = |reader: &Reader| CursorUsage {
             sink: reader.sink,
             batches_behind: next - reader.read,
-            bytes_behind: self.appended_bytes - reader.read_bytes,
+            // Sizes found on disk are those of the version that wrote them.
+            bytes_behind: self.appended_bytes.saturating_sub(reader.read_bytes),
             batches_unsettled: reader.read - reader.released,
-            bytes_unsettled: reader.read_bytes - reader.released_bytes,
+            bytes_unsettled: reader.read_bytes.saturating_sub(reader.released_bytes),
         };
         Usage {
             memory_bytes: self.memory_bytes,
@@ -402,4 +550,15 @@ impl Log {
             cursors: self.readers.iter().filter(|reader| reader.attached).map(cursor).collect(),
         }
     }
+}
+
+/// The first of `held` that together are at least `goal` bytes.
+fn run<'a>(held: impl Iterator<Item = &'a Held>, goal: u64) -> Vec<Arc<Batch>> {
+    let mut taken = 0;
+    let chosen = held.take_while(|held| {
+        let more = taken < goal;
+        taken += held.size_bytes;
+        more
+    });
+    chosen.map(|held| Arc::clone(&held.batch)).collect()
 }

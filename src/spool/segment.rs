@@ -10,6 +10,7 @@ use crate::model::Batch;
 
 use super::Error;
 use super::record::{self, HEADER_BYTES, Header};
+use super::state::Mark;
 
 /// How much a cursor that is behind reads at once: enough that the disk reads in sequence, small beside the memory
 /// budget. One record that is larger is read alone.
@@ -19,8 +20,8 @@ const READ_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Run {
     pub(super) bytes: Vec<u8>,
-    /// For each batch its `seq` and where its record ends in `bytes`.
-    pub(super) ends: Vec<(u64, usize)>,
+    /// Behind each batch, and where its record ends in `bytes`.
+    pub(super) ends: Vec<(Mark, usize)>,
 }
 
 /// The file that is being written.
@@ -42,6 +43,8 @@ pub(super) struct ReadPlan {
     pub(super) offset: u64,
     /// How far the file holds whole records.
     pub(super) length: u64,
+    /// What is in it may be nowhere else.
+    pub(super) only_copy: bool,
 }
 
 /// What was read, and where the record after it begins.
@@ -64,7 +67,7 @@ impl Run {
         let mut run = Self::default();
         for batch in batches {
             record::encode(batch, &mut run.bytes).map_err(|what| Error::Encode { seq: batch.seq, what })?;
-            run.ends.push((batch.seq, run.bytes.len()));
+            run.ends.push((Mark { seq: batch.seq + 1, through: batch.through }, run.bytes.len()));
         }
         Ok(run)
     }
@@ -82,18 +85,19 @@ impl Run {
     }
 
     pub(super) fn first_seq(&self) -> Option<u64> {
-        self.ends.first().map(|(seq, _)| *seq)
+        self.ends.first().map(|(end, _)| end.seq - 1)
     }
 
-    /// One past the last batch.
-    pub(super) fn end_seq(&self) -> Option<u64> {
-        self.ends.last().map(|(seq, _)| seq + 1)
+    /// Behind the last batch.
+    pub(super) fn end(&self) -> Option<Mark> {
+        self.ends.last().map(|(end, _)| *end)
     }
 }
 
 impl Writer {
+    /// What a failed write left under this number goes.
     pub(super) fn create(number: u64, path: PathBuf) -> Result<Self, Error> {
-        match File::options().write(true).create_new(true).open(&path) {
+        match File::options().write(true).create(true).truncate(true).open(&path) {
             Ok(file) => Ok(Self { number, path, file }),
             Err(source) => Err(Error::Write { path, source }),
         }
@@ -101,6 +105,12 @@ impl Writer {
 
     pub(super) fn append(&mut self, run: &Run) -> Result<(), Error> {
         self.file.write_all(&run.bytes).map_err(|source| Error::Write { path: self.path.clone(), source })
+    }
+
+    /// Everything appended survives a power loss from here on. After an error nothing may be believed of what was
+    /// appended since the last time: the kernel forgets a failed write-back once it has told of it.
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        self.file.sync_data().map_err(|source| Error::Write { path: self.path.clone(), source })
     }
 }
 
@@ -153,7 +163,7 @@ fn first_record_bytes(plan: &ReadPlan, bytes: &[u8], offset: u64) -> Result<usiz
 }
 
 fn damaged(plan: &ReadPlan, offset: u64, what: &'static str) -> Error {
-    Error::Corrupt { path: plan.path.clone(), offset, what }
+    Error::Corrupt { path: plan.path.clone(), offset, what, only_copy: plan.only_copy }
 }
 
 /// Cuts what a failed write left behind the last whole record. Readers never go there; this only gives the space back.
@@ -184,6 +194,7 @@ mod tests {
                 seq: start as u64,
                 offset: 0,
                 length: run.bytes.len() as u64,
+                only_copy: false,
             };
             let mut found = Vec::new();
             while plan.offset < plan.length {
@@ -204,7 +215,14 @@ mod tests {
         let mut bytes = run.bytes.clone();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let plan = ReadPlan { path: path.clone(), segment: 1, seq: 1, offset: second, length: bytes.len() as u64 };
+        let plan = ReadPlan {
+            path: path.clone(),
+            segment: 1,
+            seq: 1,
+            offset: second,
+            length: bytes.len() as u64,
+            only_copy: true,
+        };
         assert!(matches!(read(&plan), Err(Error::Corrupt { offset, .. }) if offset == second));
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         assert!(matches!(read(&plan), Err(Error::Read { .. })));

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::model::{
-    Batch, Change, ChangeKind, Column, Datum, Lsn, Part, Relation, ReplicaIdentity, TableName, Transaction,
-    TupleBuilder, Xid,
+    Batch, Change, ChangeKind, Column, Datum, Lsn, Part, Relation, ReplicaIdentity, SinkName, SourceIdentity,
+    TableName, Transaction, TupleBuilder, Xid,
 };
+
+use super::state::{Mark, State};
 
 /// A directory of its own, removed with everything in it.
 pub(super) struct TempDir(PathBuf);
@@ -35,6 +37,21 @@ impl Drop for TempDir {
     fn drop(&mut self) {
         std::fs::remove_dir_all(&self.0).unwrap();
     }
+}
+
+pub(super) fn state(begin: Mark) -> State {
+    State {
+        migration: "shop".to_owned(),
+        source: SourceIdentity { system_identifier: "7".to_owned(), timeline: 1 },
+        consistent_point: Lsn::new(50).unwrap(),
+        epoch: 1,
+        begin,
+        joined: [(SinkName::Target, Lsn::new(50).unwrap())].into(),
+    }
+}
+
+pub(super) fn lsn(raw: u64) -> Lsn {
+    Lsn::new(raw).unwrap()
 }
 
 /// Where batch `seq` ends.
@@ -81,4 +98,39 @@ pub(super) fn part(seq: u64, row_bytes: usize, part: Part) -> Batch {
         through,
         wal_end: through,
     }
+}
+
+/// The same for a part of a transaction that has not ended: everything before it ended at `through`.
+pub(super) fn part_after(seq: u64, row_bytes: usize, kind: Part, through: Lsn) -> Batch {
+    assert!(!kind.ends(), "its end is where it comes through");
+    let mut batch = part(seq, row_bytes, kind);
+    batch.through = through;
+    batch
+}
+
+/// `count` batches of whole transactions and of parts of such, the last one ending.
+pub(super) fn parts_at_random(dice: &mut fastrand::Rng, count: u64, row_bytes_max: usize) -> Vec<Batch> {
+    let mut inside = false;
+    let mut kind = |last: bool, dice: &mut fastrand::Rng| {
+        let (begins, ends) = (!inside, last || dice.u8(0..4) > 0);
+        inside = !ends;
+        match (begins, ends) {
+            (true, true) => Part::Whole,
+            (true, false) => Part::First,
+            (false, false) => Part::Middle,
+            (false, true) => Part::Last,
+        }
+    };
+    let mut before = lsn(50);
+    let next = |seq| {
+        let kind = kind(seq + 1 == count, dice);
+        let size = dice.usize(0..row_bytes_max);
+        if kind.ends() {
+            before = through(seq);
+            part(seq, size, kind)
+        } else {
+            part_after(seq, size, kind, before)
+        }
+    };
+    (0..count).map(next).collect()
 }

@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 
 use crate::model::{Batch, Disposition, Lsn, Part, SinkName, Stash, StashedFrame, Xid};
 
-use super::testing::{TempDir, batch, part, through};
+use super::testing::{TempDir, batch, part, parts_at_random, through};
 use super::{Cursor, Error, Options, Spool};
 
 const BOTH: [SinkName; 2] = [SinkName::Target, SinkName::Kafka];
@@ -264,7 +264,7 @@ impl Drop for Closing<'_> {
 fn run_at_random(seed: u64) {
     let mut dice = fastrand::Rng::with_seed(seed);
     let count = 300;
-    let batches: Vec<Batch> = parts_at_random(&mut dice, count);
+    let batches: Vec<Batch> = parts_at_random(&mut dice, count, 3000);
     let largest = batches.iter().map(Batch::size_bytes).max().unwrap() as u64;
     let (memory, disk) = (dice.usize(1..30_000), dice.u64(0..60_000));
     let dir = TempDir::new();
@@ -298,27 +298,6 @@ fn run_at_random(seed: u64) {
     drop(runtime);
     let usage = spool.usage();
     assert_eq!((usage.memory_bytes, usage.disk_bytes, dir.file_count()), (0, 0, 0), "seed {seed}");
-}
-
-fn parts_at_random(dice: &mut fastrand::Rng, count: u64) -> Vec<Batch> {
-    let mut inside = false;
-    let mut kind = |last: bool, dice: &mut fastrand::Rng| {
-        let (begins, ends) = (!inside, last || dice.u8(0..4) > 0);
-        inside = !ends;
-        match (begins, ends) {
-            (true, true) => Part::Whole,
-            (true, false) => Part::First,
-            (false, false) => Part::Middle,
-            (false, true) => Part::Last,
-        }
-    };
-    (0..count)
-        .map(|seq| {
-            let kind = kind(seq + 1 == count, dice);
-            let size = dice.usize(0..3000);
-            part(seq, size, kind)
-        })
-        .collect()
 }
 
 /// Reads everything; settles and starts over now and then. Whatever comes is the batch that has to come.

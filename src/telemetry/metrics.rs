@@ -28,6 +28,8 @@ pub const VERIFIED_POSITION: &str = "changeover_verified_position";
 pub const QUEUE_BYTES: &str = "changeover_queue_bytes";
 pub const QUEUE_CAPACITY_BYTES: &str = "changeover_queue_capacity_bytes";
 pub const SPOOL_BYTES: &str = "changeover_spool_bytes";
+/// Log that the source need not keep because a durable spool holds it.
+pub const SPOOL_RELEASED_BYTES: &str = "changeover_spool_released_bytes";
 pub const ERRORS_TOTAL: &str = "changeover_errors_total";
 pub const CUTOVER_READY: &str = "changeover_cutover_ready";
 pub const CUTOVER_PAUSE_SECONDS: &str = "changeover_cutover_pause_seconds";
@@ -80,6 +82,8 @@ fn describe_all() {
     describe_gauge!(QUEUE_BYTES, Unit::Bytes, "Bytes held in memory between two stages");
     describe_gauge!(QUEUE_CAPACITY_BYTES, Unit::Bytes, "Bytes that may be held there");
     describe_gauge!(SPOOL_BYTES, Unit::Bytes, "Bytes of the stream held on disk");
+    let released = "Bytes of log that the source need not keep because the durable spool holds them for a sink";
+    describe_gauge!(SPOOL_RELEASED_BYTES, Unit::Bytes, released);
     describe_counter!(ERRORS_TOTAL, "Errors handled, by stage");
     describe_gauge!(CUTOVER_READY, "1 when streaming, nothing is halted and nothing is paused");
     describe_gauge!(CUTOVER_PAUSE_SECONDS, Unit::Seconds, "How long clients waited in the last cutover");

@@ -271,9 +271,13 @@ async fn a_target_that_does_not_fit_is_described_column_by_column() {
     pair.target.connect().await.exec(target).await;
     let read = async |url: &str| {
         let session = wire::connect(&Endpoint::parse(url).unwrap(), "test").await.unwrap();
-        schema::read_catalog(&session, &everything()).await.unwrap()
+        let catalog = schema::read_catalog(&session, &everything()).await.unwrap();
+        let design = schema::read_design(&session, &catalog).await.unwrap();
+        (catalog, design)
     };
-    let found = schema::compare(&read(pair.source.url()).await, &read(pair.target.url()).await, true);
+    let ((source, here), (target, there)) = (read(pair.source.url()).await, read(pair.target.url()).await);
+    let described = |catalog, design| schema::Described { catalog, design };
+    let found = schema::compare(described(&source, &here), described(&target, &there), true);
     let printed: Vec<String> = found.iter().map(ToString::to_string).collect();
     assert_eq!(
         printed,
@@ -282,10 +286,12 @@ async fn a_target_that_does_not_fit_is_described_column_by_column() {
             "column t of table public.a: it is not on the target",
             "column n of table public.a: the target refuses NULL and the source allows it",
             "column extra of table public.a: only the target has it, NOT NULL and without a default",
+            "column filled of table public.a: only the target has it; no row brings a value for it",
             "table public.b: it is not on the target",
         ]
     );
-    assert_eq!(found[4].kind, DifferenceKind::MissingTable);
+    assert_eq!(found[5].kind, DifferenceKind::MissingTable);
+    assert_eq!(found.iter().map(schema::Difference::breaks).collect::<Vec<_>>(), [true, true, true, true, false, true]);
 }
 
 #[tokio::test]

@@ -116,6 +116,13 @@ pub struct Record {
 /// Everything that a `read_committed` consumer finds in the topics whose name starts with `prefix`, in order within a
 /// partition, up to the end as it is now.
 pub fn read_committed(bootstrap: &str, prefix: &str) -> Vec<Record> {
+    let mut records = Vec::new();
+    each_committed(bootstrap, prefix, |record| records.push(record));
+    records
+}
+
+/// The same one by one, for topics larger than memory.
+pub fn each_committed(bootstrap: &str, prefix: &str, mut take: impl FnMut(Record)) {
     let consumer: BaseConsumer = client(bootstrap)
         .set("group.id", format!("{prefix}-reader"))
         .set("isolation.level", "read_committed")
@@ -127,12 +134,11 @@ pub fn read_committed(bootstrap: &str, prefix: &str) -> Vec<Record> {
         .unwrap();
     let mut open = assign_all(&consumer, prefix);
     let deadline = Instant::now() + READ_PATIENCE;
-    let mut records = Vec::new();
     while !open.is_empty() {
         assert!(Instant::now() < deadline, "no end in sight of {open:?}");
         match consumer.poll(Duration::from_millis(200)) {
             None => {}
-            Some(Ok(message)) => records.push(Record {
+            Some(Ok(message)) => take(Record {
                 topic: message.topic().to_owned(),
                 partition: message.partition(),
                 offset: message.offset(),
@@ -146,7 +152,6 @@ pub fn read_committed(bootstrap: &str, prefix: &str) -> Vec<Record> {
             Some(Err(error)) => panic!("read {prefix}*: {error}"),
         }
     }
-    records
 }
 
 fn assign_all(consumer: &BaseConsumer, prefix: &str) -> HashSet<(String, i32)> {

@@ -13,6 +13,7 @@ pub struct TestConfig {
     pub more: String,
     pub include: Vec<String>,
     pub memory: String,
+    pub spool: String,
     pub snapshot: String,
 }
 
@@ -25,6 +26,7 @@ impl TestConfig {
             more: String::new(),
             include: vec!["public.*".to_owned()],
             memory: "64MiB".to_owned(),
+            spool: "2GiB".to_owned(),
             snapshot: "mode = \"full\"\nworkers = 2".to_owned(),
         }
     }
@@ -37,12 +39,12 @@ impl TestConfig {
         self
     }
 
-    pub(super) fn text(&self, spool: &Path, control_port: u16) -> String {
-        let Self { name, source, target, more, include, memory, snapshot } = self;
+    pub(super) fn text(&self, spool_dir: &Path, control_port: u16) -> String {
+        let Self { name, source, target, more, include, memory, spool, snapshot } = self;
         format!(
             "[migration]\nname = {name:?}\n[source]\nurl = {source:?}\n[target]\nurl = {target:?}\n\
              [tables]\ninclude = {include:?}\n[snapshot]\n{snapshot}\n\
-             [limits]\nmemory = {memory:?}\nspool = \"2GiB\"\nspool_dir = {spool:?}\n\
+             [limits]\nmemory = {memory:?}\nspool = {spool:?}\nspool_dir = {spool_dir:?}\n\
              [control]\nlisten = \"127.0.0.1:{control_port}\"\n{more}"
         )
     }

@@ -14,7 +14,7 @@ mod config;
 mod daemon;
 mod broker;
 
-pub use broker::{Broker, Record, bootstrap, read_committed, topic_prefix};
+pub use broker::{Broker, Record, bootstrap, each_committed, read_committed, topic_prefix};
 pub use config::TestConfig;
 pub use daemon::Daemon;
 pub use servers::{Pair, Server, cluster, cluster_of, server, source_and_target};

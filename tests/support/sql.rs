@@ -1,7 +1,8 @@
 //! Plain SQL for tests, over tokio-postgres and nothing of ours.
 
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::tls::TlsStream;
+use tokio_postgres::{Client, Connection, NoTls, SimpleQueryMessage, Socket};
 
 /// A session. Dereferences to [`Client`].
 pub struct Db {
@@ -16,6 +17,14 @@ impl Db {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap_or_else(|error| {
             panic!("connect to {url}: {error:?}");
         });
+        Self::from_parts(client, connection)
+    }
+
+    /// From what tokio-postgres gives, for who comes in with a password or an option of their own.
+    pub fn from_parts<T>(client: Client, connection: Connection<Socket, T>) -> Self
+    where
+        T: TlsStream + Unpin + Send + 'static,
+    {
         let mut connections = JoinSet::new();
         connections.spawn(async move { drop(connection.await) });
         Self { client, _connection: connections }

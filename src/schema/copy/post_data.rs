@@ -13,7 +13,7 @@ use crate::schema::dump::{Entry, Section};
 use crate::schema::{Catalog, Error, Table, TableKind};
 use crate::wire;
 
-/// Foreign keys, then `ANALYZE`, then the rest of the post-data section in its order. What is recorded as done is left
+/// Foreign keys, extended statistics and `ANALYZE` which fills them, then the rest of the post-data section in its order. What is recorded as done is left
 /// alone.
 ///
 /// The stream may be applied meanwhile: a foreign key is added `NOT VALID`, which takes a lock for a moment, and
@@ -55,6 +55,7 @@ pub async fn copy_post_data(
 struct Plan {
     add: Vec<Step>,
     validate: Vec<Step>,
+    statistics: Vec<Step>,
     analyze: Vec<Step>,
     rest: Vec<Step>,
 }
@@ -67,13 +68,14 @@ enum Order {
 
 impl Plan {
     fn len(&self) -> usize {
-        self.add.len() + self.validate.len() + self.analyze.len() + self.rest.len()
+        self.add.len() + self.validate.len() + self.statistics.len() + self.analyze.len() + self.rest.len()
     }
 
-    fn stages(self) -> [(Vec<Step>, Order); 4] {
+    fn stages(self) -> [(Vec<Step>, Order); 5] {
         [
             (self.add, Order::AsDumped),
             (self.validate, Order::Any),
+            (self.statistics, Order::AsDumped),
             (self.analyze, Order::Any),
             (self.rest, Order::AsDumped),
         ]
@@ -82,6 +84,10 @@ impl Plan {
     fn take(&mut self, entry: &Entry, catalog: &Catalog) {
         match entry.kind.as_str() {
             "FK CONSTRAINT" => self.take_foreign_key(entry, catalog),
+            // Those of materialised views wait for their views, and are filled by the `ANALYZE` behind the refresh.
+            "STATISTICS" if entry.read_relation().is_some_and(|table| catalog.table(&table).is_some()) => {
+                self.statistics.push(Step::of(entry));
+            }
             // The refresh leaves it without statistics.
             "MATERIALIZED VIEW DATA" => {
                 let mut step = Step::of(entry);

@@ -3,8 +3,9 @@
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::lacks::target_lacks;
 use super::worker::{Step, Worker};
-use super::{CopyOptions, roles, selection, settings};
+use super::{CopyOptions, database, extension_rows, roles, selection, settings};
 use crate::schema::dump::{Dump, Entry, Section};
 use crate::schema::{Catalog, Error};
 use crate::wire::{self, Session};
@@ -17,17 +18,27 @@ pub async fn copy_pre_data(options: &CopyOptions, catalog: &Catalog) -> Result<(
     // Recorded by its name alone: the statements are read from the source only when they are needed.
     let stop = CancellationToken::new();
     let target = Worker::open(options, &[], &stop).await?;
-    if is_done(&target.session, options).await? {
-        return Ok(());
+    if !is_done(&target.session, options).await? {
+        make(options, catalog, &target, &stop).await?;
     }
+    extension_rows::copy(options, &target.session).await
+}
+
+async fn make(
+    options: &CopyOptions,
+    catalog: &Catalog,
+    target: &Worker,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
     let source = wire::connect(&options.source, "schema").await.map_err(Error::Connect)?;
     warn_about_subscriptions(&source).await?;
     roles::copy_missing(&source, &target.session).await?;
     settings::copy_missing(&source, &target.session).await?;
+    database::copy_properties(&source, &target.session).await?;
     let dump = read_section(options, catalog, Section::PreData, &source, &target.session).await?;
     let entry_count = dump.entries.len();
-    let worker = Worker::open(options, &dump.preamble, &stop).await?;
-    match run_as_one(&worker.session, options, &dump.entries).await {
+    let worker = Worker::open(options, &dump.preamble, stop).await?;
+    match run_as_one(&worker.session, options, &dump).await {
         // The COMMIT of a daemon that was killed may have arrived meanwhile.
         Err(_) if is_done(&target.session, options).await? => return Ok(()),
         outcome => outcome?,
@@ -45,9 +56,16 @@ pub(super) async fn read_section(
     target: &Session,
 ) -> Result<Dump, Error> {
     let excluded = selection::excluded(source, catalog).await?;
-    let keep_tablespaces = selection::target_has_tablespaces(source, target).await?;
-    let text = options.pg_dump.section(&options.source, section, &excluded, keep_tablespaces).await?;
-    Dump::parse(&text).map_err(Error::Dump)
+    let text = options.pg_dump.section(&options.source, section, &excluded).await?;
+    let mut dump = Dump::parse(&text).map_err(Error::Dump)?;
+    let lacks = target_lacks(source, target).await?;
+    lacks.tell();
+    lacks.adapt(&mut dump);
+    if section == Section::PostData && !excluded.is_empty() {
+        selection::leave_out(&mut dump, &selection::parts_that_need(source, &excluded).await?);
+    }
+    dump.partial = !excluded.is_empty();
+    Ok(dump)
 }
 
 async fn is_done(target: &Session, options: &CopyOptions) -> Result<bool, Error> {
@@ -68,10 +86,10 @@ async fn warn_about_subscriptions(source: &Session) -> Result<(), Error> {
 }
 
 /// Entry by entry, so that an error can name the one that failed.
-async fn run_as_one(target: &Session, options: &CopyOptions, entries: &[Entry]) -> Result<(), Error> {
+async fn run_as_one(target: &Session, options: &CopyOptions, dump: &Dump) -> Result<(), Error> {
     target.batch_execute("BEGIN").await.map_err(Error::query("begin the schema"))?;
-    for entry in entries {
-        let outcome = run_entry(target, entry).await;
+    for entry in &dump.entries {
+        let outcome = run_entry(target, entry, dump.partial).await;
         if let Err(error) = outcome {
             // The first error is the one to tell; a connection that is gone has rolled back by itself.
             drop(target.batch_execute("ROLLBACK").await);
@@ -84,7 +102,8 @@ async fn run_as_one(target: &Session, options: &CopyOptions, entries: &[Entry]) 
     target.batch_execute("COMMIT").await.map_err(Error::query("commit the schema"))
 }
 
-async fn run_entry(target: &Session, entry: &Entry) -> Result<(), Error> {
+/// `partial` says that tables were left out of the dump: what cannot be made without them stays out too.
+async fn run_entry(target: &Session, entry: &Entry, partial: bool) -> Result<(), Error> {
     let mut step = Step::of(entry);
     if entry.kind == "SCHEMA" {
         // Made beforehand by the target's administrator: as good as ours.
@@ -93,13 +112,25 @@ async fn run_entry(target: &Session, entry: &Entry) -> Result<(), Error> {
         }
     }
     let doing = || Error::query(format!("make {}", step.title));
-    if !step.optional {
+    let may_lack = partial && !HOLDS_ROWS.contains(&entry.kind.as_str());
+    if !step.optional && !may_lack {
         return target.batch_execute(&step.sql()).await.map_err(doing());
     }
     target.batch_execute("SAVEPOINT entry").await.map_err(doing())?;
-    if let Err(error) = target.batch_execute(&step.sql()).await {
-        warn!(step = step.title, %error, "left out");
-        target.batch_execute("ROLLBACK TO entry").await.map_err(doing())?;
+    match target.batch_execute(&step.sql()).await {
+        Ok(()) => target.batch_execute("RELEASE entry").await.map_err(doing()),
+        Err(error) if step.optional || lacks_something(&error) => {
+            warn!(step = step.title, %error, "left out");
+            target.batch_execute("ROLLBACK TO entry").await.map_err(doing())
+        }
+        Err(error) => Err(doing()(error)),
     }
-    Ok(())
+}
+
+/// What no row arrives without.
+const HOLDS_ROWS: [&str; 6] = ["TABLE", "TABLE ATTACH", "SCHEMA", "EXTENSION", "SEQUENCE", "DEFAULT"];
+
+/// Undefined table, object or function.
+fn lacks_something(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| ["42P01", "42704", "42883"].contains(&code.code()))
 }

@@ -18,6 +18,13 @@ pub(super) struct Role {
     pub(super) comment: Option<String>,
 }
 
+impl Role {
+    /// Has an attribute that only a superuser may give.
+    pub(super) const fn takes_a_superuser(&self) -> bool {
+        self.superuser || self.replication || self.bypasses_row_security
+    }
+}
+
 /// A row of `pg_auth_members`, over all grantors.
 #[derive(Clone, Debug)]
 pub(super) struct Membership {

@@ -60,11 +60,44 @@ pub(super) async fn copy_missing(source: &Session, target: &Session) -> Result<(
     Ok(())
 }
 
+/// What a copy will make on the target, for `check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MissingRoles {
+    pub names: Vec<String>,
+    /// Those that log in and come without a password, because our role may not read it.
+    pub without_password: Vec<String>,
+    /// Those with attributes that our role on the target may not give.
+    pub curtailed: Vec<String>,
+    /// Whether our role on the target may make roles at all.
+    pub may_create: bool,
+}
+
+/// The roles that a copy would make, and with what.
+pub async fn missing_roles(source: &Session, target: &Session) -> Result<MissingRoles, Error> {
+    let wanted = read_roles(source).await?;
+    let names: Vec<&str> = wanted.keys().map(String::as_str).collect();
+    let present = present_on(target, &names).await?;
+    let missing: Vec<&Role> = wanted.values().filter(|role| !present.contains(&role.name)).collect();
+    let passwords_known = read_passwords(source).await?.is_some();
+    let superuser = is_superuser(target).await?;
+    let may = "SELECT rolsuper OR rolcreaterole FROM pg_catalog.pg_roles WHERE rolname = current_user";
+    let may_create = target.query_one(may, &[]).await.map_err(Error::query("read our own role"))?.get(0);
+    let named = |which: &dyn Fn(&Role) -> bool| {
+        missing.iter().filter(|role| which(role)).map(|role| role.name.clone()).collect::<Vec<String>>()
+    };
+    Ok(MissingRoles {
+        names: named(&|_| true),
+        without_password: named(&|role| role.can_login && !passwords_known),
+        curtailed: named(&|role| !superuser && role.takes_a_superuser()),
+        may_create,
+    })
+}
+
 fn tell(role: &Role, passwords_known: bool, superuser: bool) {
     if role.can_login && !passwords_known {
         warn!(role = role.name, "created without its password: the source does not let us read it");
     }
-    if !superuser && (role.superuser || role.replication || role.bypasses_row_security) {
+    if !superuser && role.takes_a_superuser() {
         warn!(
             role = role.name,
             "created without SUPERUSER, REPLICATION and BYPASSRLS: the target does not let us grant them"
@@ -82,7 +115,9 @@ async fn read_roles(source: &Session) -> Result<BTreeMap<String, Role>, Error> {
             SELECT d.refobjid FROM pg_catalog.pg_shdepend d, this
             WHERE d.refclassid = 'pg_catalog.pg_authid'::regclass
               AND (d.dbid = this.oid
-                   OR (d.dbid = 0 AND d.classid = 'pg_catalog.pg_database'::regclass AND d.objid = this.oid))
+                   OR (d.dbid = 0 AND d.classid = 'pg_catalog.pg_database'::regclass AND d.objid = this.oid)
+                   -- From 15 on: who may set which parameter.
+                   OR (d.dbid = 0 AND d.classid = pg_catalog.to_regclass('pg_catalog.pg_parameter_acl')))
             UNION SELECT relowner FROM pg_catalog.pg_class WHERE oid >= 16384
             UNION SELECT proowner FROM pg_catalog.pg_proc WHERE oid >= 16384
             UNION SELECT typowner FROM pg_catalog.pg_type WHERE oid >= 16384

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tracing::warn;
 
 use crate::model::TableName;
+use crate::schema::dump::{Dump, Entry};
 use crate::schema::{Catalog, Error};
 use crate::wire::Session;
 
@@ -34,6 +35,74 @@ pub(super) async fn excluded(source: &Session, catalog: &Catalog) -> Result<Vec<
     Ok(rows.iter().map(name).collect())
 }
 
+/// A policy, rule or trigger of a migrated table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    kind: String,
+    table: TableName,
+    name: String,
+}
+
+/// Those that cannot be made without one of the relations that are left out.
+pub(super) async fn parts_that_need(source: &Session, excluded: &[TableName]) -> Result<Vec<Part>, Error> {
+    let names: Vec<String> = excluded.iter().map(TableName::quoted).collect();
+    let rows =
+        source.query(PARTS, &[&names]).await.map_err(Error::query("read what needs a table that is left out"))?;
+    let part = |row: &tokio_postgres::Row| Part {
+        kind: row.get(0),
+        table: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        name: row.get(3),
+    };
+    Ok(rows.iter().map(part).collect())
+}
+
+/// Takes them out of a dump, with what is said about them, and tells.
+pub(super) fn leave_out(dump: &mut Dump, parts: &[Part]) {
+    let of = |entry: &Entry| parts.iter().find(|part| part.is_made_by(entry)).cloned();
+    dump.entries.retain(|entry| match of(entry) {
+        Some(Part { kind, table, name }) => {
+            if entry.kind == kind {
+                warn!(left_out = format!("{kind} {table} {name}"), "it needs a table that is not migrated");
+            }
+            false
+        }
+        None => true,
+    });
+}
+
+impl Part {
+    fn is_made_by(&self, entry: &Entry) -> bool {
+        let stands = || entry.named_part().is_some_and(|(name, table)| name == self.name && table == self.table);
+        (entry.kind == self.kind || (entry.kind == "COMMENT" && entry.says(&["on", &self.kind]))) && stands()
+    }
+}
+
+/// Through `pg_depend`: on the relation itself, or on a function that takes or gives its rows.
+const PARTS: &str = "
+    WITH gone (oid) AS (
+        SELECT pg_catalog.to_regclass(name)::oid FROM pg_catalog.unnest($1::text[]) AS name
+    ), types (oid) AS (
+        SELECT t.oid FROM pg_catalog.pg_type t JOIN gone g ON t.typrelid = g.oid
+        UNION SELECT a.oid FROM pg_catalog.pg_type t JOIN gone g ON t.typrelid = g.oid
+              JOIN pg_catalog.pg_type a ON a.oid = t.typarray
+    ), needed (class, oid) AS (
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::oid, oid FROM gone
+        UNION SELECT d.classid, d.objid FROM pg_catalog.pg_depend d JOIN types t ON d.refobjid = t.oid
+              WHERE d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass
+                AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+    ), parts (kind, class, oid, relation, name) AS (
+        SELECT 'POLICY', 'pg_catalog.pg_policy'::pg_catalog.regclass::oid, oid, polrelid, polname
+        FROM pg_catalog.pg_policy
+        UNION ALL SELECT 'RULE', 'pg_catalog.pg_rewrite'::pg_catalog.regclass::oid, oid, ev_class, rulename
+        FROM pg_catalog.pg_rewrite WHERE rulename <> '_RETURN'
+        UNION ALL SELECT 'TRIGGER', 'pg_catalog.pg_trigger'::pg_catalog.regclass::oid, oid, tgrelid, tgname
+        FROM pg_catalog.pg_trigger WHERE NOT tgisinternal
+    )
+    SELECT DISTINCT p.kind, n.nspname::text, c.relname::text, p.name::text
+    FROM parts p JOIN pg_catalog.pg_depend d ON d.classid = p.class AND d.objid = p.oid
+    JOIN needed e ON e.class = d.refclassid AND e.oid = d.refobjid AND e.oid <> p.relation
+    JOIN pg_catalog.pg_class c ON c.oid = p.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
+
 /// The relations themselves, views over them, and sequences they own.
 const WITH_DEPENDENTS: &str = "
     WITH RECURSIVE gone (oid, is_view) AS (
@@ -56,20 +125,3 @@ const WITH_DEPENDENTS: &str = "
     FROM (SELECT * FROM gone UNION SELECT * FROM owned) a
     JOIN pg_catalog.pg_class c ON c.oid = a.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     GROUP BY c.oid, n.nspname, c.relname ORDER BY n.nspname, c.relname";
-
-/// Whether the target has every tablespace that the source's tables and indexes are in.
-pub(super) async fn target_has_tablespaces(source: &Session, target: &Session) -> Result<bool, Error> {
-    let doing = || Error::query("read the tablespaces");
-    let used = "SELECT DISTINCT t.spcname::text FROM pg_catalog.pg_class c
-                JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace WHERE c.oid >= 16384";
-    let used: Vec<String> = source.query(used, &[]).await.map_err(doing())?.iter().map(|row| row.get(0)).collect();
-    let sql = "SELECT spcname::text FROM pg_catalog.pg_tablespace WHERE spcname = ANY ($1)";
-    let there = target.query(sql, &[&used]).await.map_err(doing())?.len();
-    if there < used.len() {
-        warn!(
-            missing = used.len() - there,
-            "tablespaces are missing on the target: everything goes into the default one"
-        );
-    }
-    Ok(there == used.len())
-}

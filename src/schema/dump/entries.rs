@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use super::lexer::{Malformed, StatementEnd, Token, TokenKind, Tokens};
 use crate::model::TableName;
 
+const BECOME: &str = "SET SESSION AUTHORIZATION ";
+
 /// A section of a dump: what to set on the session first, then entries in an order that satisfies their dependencies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Dump {
     pub(crate) preamble: Vec<Setting>,
     pub(crate) entries: Vec<Entry>,
+    /// Tables were left out, so that an entry may need what is not there.
+    pub(crate) partial: bool,
 }
 
 /// One object of the dump (`_printTocEntry` in pg_backup_archiver.c).
@@ -85,7 +89,7 @@ impl Splitter {
         match (setting_name(statement), &mut self.current) {
             (Some(name), None) => self.dump.preamble.push(Setting { name, statement: statement.to_owned() }),
             (Some(name), Some(_)) => drop(self.settings.insert(name, statement.to_owned())),
-            (None, Some(entry)) => entry.statements.push(statement.to_owned()),
+            (None, Some(entry)) => entry.statements.push(as_member(statement)),
             (None, None) => self.current = Some(Entry { statements: vec![statement.to_owned()], ..Entry::default() }),
         }
     }
@@ -107,8 +111,21 @@ fn header(comment: &str) -> Option<Entry> {
     Some(Entry { kind: kind.to_owned(), name: name.to_owned(), schema, ..Entry::default() })
 }
 
+/// pg_dump changes the session's user around what somebody else granted, which only a superuser may do and which is no
+/// setting for the entries behind it. Whoever is a member of the grantor may become it, and grants in its name.
+fn as_member(statement: &str) -> String {
+    match statement.strip_prefix(BECOME) {
+        Some(role) => format!("SET ROLE {role}"),
+        None if statement == "RESET SESSION AUTHORIZATION" => "RESET ROLE".to_owned(),
+        None => statement.to_owned(),
+    }
+}
+
 /// The parameter that `SET x = ..` or `SELECT pg_catalog.set_config('x', ..)` sets.
 fn setting_name(statement: &str) -> Option<String> {
+    if statement.starts_with(BECOME) {
+        return None;
+    }
     if let Some(rest) = statement.strip_prefix("SET ") {
         return rest.split([' ', '=']).next().map(str::to_owned);
     }
@@ -126,9 +143,14 @@ impl Entry {
             [alter, table, ..] if alter.is_word("alter") && table.is_word("table") => 2,
             _ => after_on()?,
         };
-        let at = at + usize::from(tokens.get(at)?.is_word("only"));
-        let (schema, name) = (tokens.get(at)?.identifier()?, tokens.get(at + 2)?.identifier()?);
-        (tokens.get(at + 1)?.text == ".").then(|| TableName::new(schema, name))
+        name_at(&tokens, at + usize::from(tokens.get(at)?.is_word("only")))
+    }
+
+    /// What stands behind the last `FROM`, which ends `CREATE STATISTICS`; expressions before it may hold others.
+    pub(crate) fn read_relation(&self) -> Option<TableName> {
+        let tokens = self.tokens(0);
+        let at = tokens.iter().rposition(|token| token.is_word("from"))?;
+        name_at(&tokens, at + 1)
     }
 
     /// The constraint that the first statement adds.
@@ -153,10 +175,44 @@ impl Entry {
         }
     }
 
+    /// The policy, rule or trigger that the first statement makes or comments on, and its table.
+    pub(crate) fn named_part(&self) -> Option<(String, TableName)> {
+        let tokens = self.tokens(0);
+        let kind = |token: &Token<'_>| ["policy", "rule", "trigger"].iter().any(|kind| token.is_word(kind));
+        let at = tokens.iter().position(kind)? + 1;
+        let name = tokens.get(at)?.identifier()?;
+        // `CREATE RULE r AS ON INSERT TO t`, `CREATE TRIGGER g AFTER INSERT ON t`, `COMMENT ON RULE r ON t`.
+        let comments = tokens.first()?.is_word("comment");
+        let before = if tokens[at - 1].is_word("rule") && !comments { "to" } else { "on" };
+        let on = tokens.iter().skip(at + 1).position(|token| token.is_word(before))? + at + 1;
+        Some((name, name_at(&tokens, on + 1)?))
+    }
+
+    /// Keeps the statements that `keeps` says yes to, each shown as an entry of its own.
+    pub(crate) fn retain_statements(&mut self, keeps: impl Fn(&Self) -> bool) {
+        self.statements.retain(|statement| keeps(&Self { statements: vec![statement.clone()], ..Self::default() }));
+    }
+
+    /// Drops `SECURITY LABEL FOR provider ...`.
+    pub(crate) fn leave_out_labels_of(&mut self, provider: &str) {
+        self.retain_statements(|statement| {
+            let tokens = statement.tokens(0);
+            let labels = statement.says(&["security", "label", "for"]);
+            let of = tokens.get(3).and_then(Token::identifier);
+            !(labels && tokens[0].is_word("security") && of.as_deref() == Some(provider))
+        });
+    }
+
     fn tokens(&self, statement: usize) -> Vec<Token<'_>> {
         let mut tokens = Tokens::new(self.statements.get(statement).map_or("", String::as_str));
         std::iter::from_fn(|| tokens.next_token().ok().flatten()).filter(|token| !token.is_comment()).collect()
     }
+}
+
+/// A qualified name, as pg_dump writes every one.
+fn name_at(tokens: &[Token<'_>], at: usize) -> Option<TableName> {
+    let (schema, name) = (tokens.get(at)?.identifier()?, tokens.get(at + 2)?.identifier()?);
+    (tokens.get(at + 1)?.text == ".").then(|| TableName::new(schema, name))
 }
 
 #[cfg(test)]
@@ -262,6 +318,44 @@ CREATE UNIQUE INDEX i ON ONLY "we.ird"."odd; Type: name" USING btree (id);
         ] {
             assert_eq!(relation(statement), expected.map(|(schema, name)| TableName::new(schema, name)), "{statement}");
         }
+    }
+
+    #[test]
+    fn what_somebody_else_granted_is_granted_in_their_name_and_sets_nothing_behind_it() {
+        let text = "-- Name: TABLE a; Type: ACL; Schema: public; Owner: me\n\nGRANT SELECT ON TABLE public.a TO b;\n\
+                    SET SESSION AUTHORIZATION \"b\";\nGRANT SELECT ON TABLE public.a TO c;\nRESET SESSION AUTHORIZATION;\n\
+                    -- Name: c; Type: TABLE; Schema: public; Owner: me\n\nCREATE TABLE public.c ();\n";
+        let dump = Dump::parse(text).unwrap();
+        assert_eq!(
+            dump.entries[0].statements,
+            [
+                "GRANT SELECT ON TABLE public.a TO b",
+                "SET ROLE \"b\"",
+                "GRANT SELECT ON TABLE public.a TO c",
+                "RESET ROLE"
+            ]
+        );
+        assert!(dump.preamble.is_empty() && dump.entries[1].settings.is_empty());
+    }
+
+    #[test]
+    fn a_part_of_a_table_is_told_by_its_name_and_table() {
+        for statement in [
+            "CREATE POLICY \"p on\" ON s.t FOR SELECT USING (true)",
+            "CREATE RULE \"p on\" AS\n    ON INSERT TO s.t DO NOTHING",
+            "CREATE CONSTRAINT TRIGGER \"p on\" AFTER INSERT ON s.t FROM s.u NOT DEFERRABLE",
+            "COMMENT ON RULE \"p on\" ON s.t IS 'x'",
+        ] {
+            let entry = Entry { statements: vec![statement.to_owned()], ..Entry::default() };
+            assert_eq!(entry.named_part(), Some(("p on".to_owned(), TableName::new("s", "t"))), "{statement}");
+        }
+    }
+
+    #[test]
+    fn statistics_know_their_table() {
+        let sql = "CREATE STATISTICS s.x (mcv) ON EXTRACT(year FROM d), lower(b) FROM \"s.p\".t";
+        let entry = Entry { statements: vec![sql.to_owned()], ..Entry::default() };
+        assert_eq!(entry.read_relation(), Some(TableName::new("s.p", "t")));
     }
 
     #[test]

@@ -112,11 +112,10 @@ impl PgDump {
         source: &Endpoint,
         section: Section,
         excluded: &[TableName],
-        keep_tablespaces: bool,
     ) -> Result<String, Error> {
         let failed = |source| Error::PgDumpStart { path: self.path.clone(), source };
         let mut child = Command::new(&self.path)
-            .args(arguments(section, excluded, keep_tablespaces))
+            .args(arguments(section, excluded))
             .envs(source.libpq_env())
             .env("PGAPPNAME", "changeover schema")
             .stdin(Stdio::null())
@@ -137,7 +136,7 @@ impl PgDump {
 }
 
 /// Everything but the connection, which stands in the environment where other users cannot read it.
-fn arguments(section: Section, excluded: &[TableName], keep_tablespaces: bool) -> Vec<OsString> {
+fn arguments(section: Section, excluded: &[TableName]) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec![
         format!("--section={}", section.as_str()).into(),
         "--format=plain".into(),
@@ -148,9 +147,6 @@ fn arguments(section: Section, excluded: &[TableName], keep_tablespaces: bool) -
         format!("--lock-wait-timeout={LOCK_WAIT_MS}").into(),
         "--exclude-schema=changeover".into(),
     ];
-    if !keep_tablespaces {
-        arguments.push("--no-tablespaces".into());
-    }
     // Between double quotes nothing in a pattern is special ("Patterns" in psql's documentation).
     arguments.extend(excluded.iter().map(|table| {
         format!("--exclude-table={}.{}", quote_identifier(&table.schema), quote_identifier(&table.name)).into()
@@ -192,7 +188,7 @@ mod tests {
 
     #[test]
     fn excluded_names_are_patterns_that_match_only_themselves() {
-        let arguments = arguments(Section::PostData, &[TableName::new("a.b", "c*\"d")], false);
+        let arguments = arguments(Section::PostData, &[TableName::new("a.b", "c*\"d")]);
         assert_eq!(arguments.last().unwrap(), r#"--exclude-table="a.b"."c*""d""#);
     }
 

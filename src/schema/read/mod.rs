@@ -9,7 +9,9 @@ mod types;
 mod keys;
 mod sequences;
 mod database;
+mod design;
 
+pub use design::read_design;
 pub use inventory::read_catalog;
 
 /// Rows of one catalog query, gathered by the table they belong to.
