@@ -76,6 +76,7 @@ fn drain(target: &PgCluster, batches: Vec<Arc<Batch>>, group_bytes: usize) -> f6
     let options = apply::Options {
         endpoint: wire::Endpoint::parse(&target.url("postgres")).unwrap(),
         migration: "bench".parse().unwrap(),
+        lane: apply::Lane::Main,
         epoch: 1,
         start: None,
         filter: TableFilter { include: vec![pattern], exclude: Vec::new() },

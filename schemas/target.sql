@@ -69,6 +69,25 @@ CREATE TABLE IF NOT EXISTS changeover.step (
     PRIMARY KEY (migration, step)
 );
 
+-- Raised whenever the tables are divided among the lanes anew: an applier that does not know of it commits nothing more.
+ALTER TABLE changeover.position ADD COLUMN IF NOT EXISTS generation bigint NOT NULL DEFAULT 0;
+
+-- One row a table of the migration, partitioned ones included.
+CREATE TABLE IF NOT EXISTS changeover.member (
+    migration     text NOT NULL,
+    table_schema  text NOT NULL,
+    table_name    text NOT NULL,
+    -- Which row of changeover.position its changes are applied with: 0, or 1 while it is set apart to be copied again.
+    lane          integer NOT NULL DEFAULT 0,
+    -- set_apart, ready, copied, merged; NULL when nothing is under way.
+    step          text,
+    -- It joined after the migration had begun.
+    added         boolean NOT NULL DEFAULT false,
+    -- What ends at or before this was applied to it by the other lane.
+    after         pg_lsn,
+    PRIMARY KEY (migration, table_schema, table_name)
+);
+
 -- The cutover's durable record. The row with step 'committed' is the commit point.
 CREATE TABLE IF NOT EXISTS changeover.journal (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -53,6 +53,8 @@ mod hostile;
 mod row_filter;
 #[path = "live/crash.rs"]
 mod crash;
+#[path = "live/resync.rs"]
+mod resync;
 #[path = "live/verify.rs"]
 mod verify;
 #[path = "live/cutover.rs"]

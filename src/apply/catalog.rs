@@ -10,6 +10,7 @@ use crate::wire::Session;
 
 use super::error::Error;
 use super::facts::{self, ColumnFacts, ColumnSql, Facts};
+use super::lanes::Division;
 use super::sql::cast_to;
 use super::table::Table;
 
@@ -25,6 +26,7 @@ pub(super) struct Shapes {
     filter: TableFilter,
     renames: BTreeMap<TableName, TableName>,
     handovers: HashMap<TableName, Arc<TableHandover>>,
+    division: Division,
     /// By the source's OID, newest last. `None`: not a table of the migration.
     known: HashMap<u32, Vec<Shape>>,
     count: usize,
@@ -36,9 +38,10 @@ impl Shapes {
         filter: TableFilter,
         renames: BTreeMap<TableName, TableName>,
         handovers: Vec<TableHandover>,
+        division: Division,
     ) -> Self {
         let handovers = handovers.into_iter().map(|handover| (handover.table.clone(), Arc::new(handover))).collect();
-        Self { filter, renames, handovers, known: HashMap::new(), count: 0, next_id: 0 }
+        Self { filter, renames, handovers, division, known: HashMap::new(), count: 0, next_id: 0 }
     }
 
     /// The tables that a batch's relations stand for. `replica`: our session has `session_replication_role = replica`.
@@ -58,6 +61,11 @@ impl Shapes {
         Ok(tables)
     }
 
+    /// Whether another lane applies the changes of one of them.
+    pub(super) fn leaves_out(&self, relations: &[Arc<Relation>]) -> bool {
+        relations.iter().any(|relation| self.filter.matches(&relation.name) && !self.division.takes(&relation.name))
+    }
+
     fn find(&self, relation: &Arc<Relation>) -> Option<Option<Arc<Table>>> {
         let shapes = self.known.get(&relation.oid)?;
         let same = |known: &Arc<Relation>| Arc::ptr_eq(known, relation) || known == relation;
@@ -71,12 +79,13 @@ impl Shapes {
         replica: bool,
     ) -> Result<Option<Arc<Table>>, Error> {
         let name = &relation.name;
-        let table = if self.filter.matches(name) {
+        let table = if self.filter.matches(name) && self.division.takes(name) {
             let target = self.renames.get(name).unwrap_or(name).clone();
             let facts = read_facts(session, name, &target, replica).await?;
             let handover = self.handovers.get(name).cloned();
             self.next_id += 1;
-            Some(Arc::new(facts::table_of(self.next_id, relation, target, &facts, handover)?))
+            let table = facts::table_of(self.next_id, relation, target, &facts, handover)?;
+            Some(Arc::new(Table { after: self.division.after(name), ..table }))
         } else {
             None
         };

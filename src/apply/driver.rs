@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::link::Parcel;
-use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, Transaction};
+use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, SinkName, Transaction};
 use crate::wire::{self, ServerError, Session};
 
 use super::careful;
@@ -17,7 +17,9 @@ use super::catalog::Shapes;
 use super::error::Error;
 use super::fold::Layer;
 use super::group::{Counts, Extent, Group};
+use super::lanes::{Division, Lane, is_divided_anew};
 use super::machine::{Input, Recent, State};
+use super::members::read_members;
 use super::options::{Options, Ports};
 use super::position;
 use super::queue::{Arrived, Next, Queue};
@@ -28,6 +30,10 @@ use super::transaction::{self, Step};
 /// How often the position is written when only it has moved. A restart reads the source again from the position, so
 /// this bounds what an idle target keeps from being confirmed, and an idle daemon costs one small commit in it.
 const POSITION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same for tables that are set apart: the main lane stands still until their position is seen to have reached its
+/// own. They are for as long only as it takes to catch up.
+const APART_POSITION_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What has to wait when a group is done for us to be behind: then the next one may wait for company. At a thousand
 /// small transactions a second a commit's worth of waiting is a tenth of this.
@@ -40,18 +46,27 @@ const ORDER_MATTERS: [&str; 3] = ["23505", "23P01", transaction::WRONG_COUNT];
 /// again, with input from [`super::read_position`] on.
 pub async fn run(options: Options, ports: Ports) -> Result<(), Error> {
     // On the heap: what waits for a session is large and would be part of every future above.
+    let (endpoint, migration, lane, epoch) =
+        (options.endpoint.clone(), options.migration.clone(), options.lane, options.epoch);
     let driver = Box::pin(open(options, ports)).await?;
-    Box::pin(driver.run()).await
+    match Box::pin(driver.run()).await {
+        Err(Error::Superseded { .. }) if is_divided_anew(&endpoint, &migration, lane, epoch).await? => {
+            Err(Error::Divided)
+        }
+        ended => ended,
+    }
 }
 
 async fn open(options: Options, ports: Ports) -> Result<Driver, Error> {
     let catalog = wire::connect(&options.endpoint, "apply catalog").await.map_err(Error::Connect)?;
-    let position = position::adopt_position(&catalog, &options.migration, options.epoch, options.start).await?;
-    let target = Target::open(&options.endpoint, &options.migration, options.epoch).await?;
-    let start = position.max(options.start);
+    let held = position::adopt(&catalog, &options.migration, options.lane, options.epoch, options.start).await?;
+    // Read after the generation: a newer division than that only makes the first group fail.
+    let division = Division::new(options.lane, &read_members(&catalog, &options.migration).await?);
+    let target = Target::open(&options, held.generation).await?;
+    let start = held.position.max(options.start);
     report::start(start, &ports.settled);
-    info!(position = start.map(tracing::field::display), "applying");
-    Ok(Driver::new(options, ports, catalog, target, start))
+    info!(lane = ?options.lane, position = start.map(tracing::field::display), "applying");
+    Ok(Driver::new(options, ports, catalog, target, division, start))
 }
 
 pub(super) struct Driver {
@@ -59,6 +74,8 @@ pub(super) struct Driver {
     catalog: Session,
     target: Target,
     shapes: Shapes,
+    sink: SinkName,
+    position_interval: Duration,
     group_bytes: usize,
     group_delay: Duration,
     pub(super) held_bytes: usize,
@@ -104,13 +121,36 @@ enum Event {
     Due,
 }
 
+const fn sink_of(lane: Lane) -> SinkName {
+    match lane {
+        Lane::Main => SinkName::Target,
+        Lane::Apart => SinkName::Resync,
+    }
+}
+
+const fn position_interval(lane: Lane) -> Duration {
+    match lane {
+        Lane::Main => POSITION_INTERVAL,
+        Lane::Apart => APART_POSITION_INTERVAL,
+    }
+}
+
 impl Driver {
-    fn new(options: Options, ports: Ports, catalog: Session, target: Target, start: Option<Lsn>) -> Self {
+    fn new(
+        options: Options,
+        ports: Ports,
+        catalog: Session,
+        target: Target,
+        division: Division,
+        start: Option<Lsn>,
+    ) -> Self {
         Self {
             ports,
             catalog,
             target,
-            shapes: Shapes::new(options.filter, options.renames, options.handovers),
+            shapes: Shapes::new(options.filter, options.renames, options.handovers, division),
+            sink: sink_of(options.lane),
+            position_interval: position_interval(options.lane),
             group_bytes: options.group_bytes,
             group_delay: options.group_delay,
             held_bytes: options.held_bytes,
@@ -193,7 +233,8 @@ impl Driver {
         while let Some(parcel) = next {
             let tables = self.shapes.resolve(&self.catalog, &parcel.item.relations, self.target.replica).await?;
             let looks = matches!(self.state, State::Looking { .. });
-            self.queue.push(Arrived::new(parcel.item, tables));
+            let divided = self.shapes.leaves_out(&parcel.item.relations);
+            self.queue.push(Arrived::new(parcel.item, tables, divided));
             if looks {
                 let newest: Vec<Next> = self.queue.newest().collect();
                 self.show(newest);
@@ -228,7 +269,7 @@ impl Driver {
                         self.queue.pop();
                         continue;
                     }
-                    let allowed = self.state.allows(transaction.end, transaction.part.begins());
+                    let allowed = self.state.allows(transaction.end_at_least(), transaction.part.begins());
                     if !allowed || !self.group.accepts(transaction.part) {
                         break;
                     }
@@ -242,7 +283,7 @@ impl Driver {
 
     /// Whether the target has the transaction already.
     pub(super) fn holds(&self, transaction: &Transaction) -> bool {
-        Some(transaction.end) <= self.start
+        Some(transaction.end_at_least()) <= self.start
     }
 
     fn reach(&mut self, through: Lsn) {
@@ -281,7 +322,7 @@ impl Driver {
         } else if self.group.has_work() {
             self.gather_until
         } else {
-            Some(self.committed + POSITION_INTERVAL)
+            Some(self.committed + self.position_interval)
         }
     }
 
@@ -344,6 +385,6 @@ impl Driver {
         }
         self.committed = Instant::now();
         report::tally(&group, &self.ports.tally);
-        report::settle(&group, report::rows_of(&group), &self.ports.settled, &self.ports.latency);
+        report::settle(&group, self.sink, &self.ports.settled, &self.ports.latency);
     }
 }

@@ -63,6 +63,11 @@ pub enum Error {
     /// See [`super::encode::Unwritable::Unchanged`].
     #[error("apply a new row of {table}: the stream left out a value that the row's last UPDATE did not touch")]
     Incomplete { table: TableName },
+    #[error("read {what} of the migration {migration} from the state on the target")]
+    MalformedState { migration: String, what: &'static str },
+    /// Nothing is wrong: tables were set apart or taken back since this applier began.
+    #[error("apply to the tables as they were divided")]
+    Divided,
     #[error("write the position of migration {migration}: another daemon has taken it over (our epoch is {epoch})")]
     Superseded { migration: String, epoch: i64 },
 }
@@ -108,6 +113,8 @@ impl Error {
                     table.quoted()
                 ),
             },
+            Self::MalformedState { .. } => halt("`changeover abort` removes the state, `changeover run` starts anew"),
+            Self::Divided => Disposition::Retry,
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),
         }
     }

@@ -64,6 +64,7 @@ pub(super) fn table_of(
         copies: !facts.refuses_copy,
         partitioned: facts.partitioned,
         handover,
+        after: None,
         relation: Arc::clone(relation),
         target,
     })

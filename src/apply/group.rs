@@ -156,10 +156,12 @@ pub(super) fn add_change(
         ChangeKind::Insert { new, .. } => RowChange::Insert { new: new.clone() },
         ChangeKind::Update { old, new, .. } => RowChange::Update { old: old.clone(), new: new.clone() },
         ChangeKind::Delete { old, .. } => RowChange::Delete { old: old.clone() },
-        ChangeKind::Truncate { restart_identity, .. } => {
+        ChangeKind::Truncate { relations, restart_identity, .. } => {
             let tables: Vec<Arc<Table>> =
                 tables_of(arrived, change).filter(|table| table.takes(transaction)).cloned().collect();
-            let partial = tables.len() < tables_of(arrived, change).count();
+            // What another lane truncates may refer to these by foreign key.
+            let all = if arrived.divided { relations.len() } else { tables_of(arrived, change).count() };
+            let partial = tables.len() < all;
             layers.truncate(Truncate { tables, restart_identity: *restart_identity, partial });
             return Ok(());
         }

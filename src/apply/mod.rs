@@ -11,10 +11,15 @@
 //! a group, the next one is folded to its net effect. Sets are optimistic: a constraint that only the order of the
 //! source can satisfy, or a row that is not there, fails the whole target transaction, which is then applied again row
 //! by row in order. Order is never traded for a different result.
+//!
+//! A table that is copied again while the others stream is set apart, in a second lane with a position of its own
+//! ([lanes], [members]), and taken back when that has caught up.
 
 mod options;
 mod error;
 mod position;
+mod members;
+mod lanes;
 mod origin;
 
 mod table;
@@ -40,6 +45,10 @@ mod standing;
 
 pub use driver::run;
 pub use error::Error;
+pub use lanes::{Lane, Standstill};
+pub use members::{
+    Member, MemberStep, enter_step, entering, finish_members, forget_members, read_members, record_members,
+};
 pub use options::{Options, Ports};
 pub use origin::drop_origin;
-pub use position::{adopt_position, read_position};
+pub use position::{adopt_position, read_lane_position, read_position};

@@ -12,12 +12,16 @@ use crate::model::{ApplyCommand, Batch, Lsn, MigrationName, Settled, TableFilter
 use crate::telemetry::{Latency, Tally};
 use crate::wire::Endpoint;
 
+use super::lanes::Lane;
+
 /// Decided by the caller; there are no defaults.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The target.
     pub endpoint: Endpoint,
     pub migration: MigrationName,
+    /// Which of the tables, and which position.
+    pub lane: Lane,
     /// Ours, from `changeover.migration`. A daemon with a newer one makes us stop before we commit anything more.
     pub epoch: i64,
     /// Transactions that end here or before are skipped. The target's own position counts too: the later one wins.

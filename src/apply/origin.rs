@@ -5,12 +5,21 @@ use crate::model::MigrationName;
 use crate::wire::Session;
 
 use super::error::Error;
+use super::lanes::Lane;
 
-/// Removes the migration's origin, if there is one. Nobody may be using it.
+/// One session has an origin for itself, so each lane has its own. A dot is in no migration's name.
+pub(super) fn origin_of(migration: &MigrationName, lane: Lane) -> String {
+    match lane {
+        Lane::Main => migration.object_name(),
+        Lane::Apart => format!("{}.apart", migration.object_name()),
+    }
+}
+
+/// Removes the migration's origins, as far as they are there. Nobody may be using them.
 pub async fn drop_origin(session: &Session, migration: &MigrationName) -> Result<(), Error> {
-    let sql =
-        "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = $1";
-    let dropped = session.execute(sql, &[&migration.object_name()]).await;
+    let sql = "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = ANY ($1)";
+    let names = [Lane::Main, Lane::Apart].map(|lane| origin_of(migration, lane));
+    let dropped = session.execute(sql, &[&names.as_slice()]).await;
     dropped.map_err(|source| Error::Query { what: "drop the replication origin", source })?;
     Ok(())
 }

@@ -14,6 +14,8 @@ pub(super) struct Arrived {
     pub(super) batch: Arc<Batch>,
     /// By relation index; `None` for what is not of the migration.
     pub(super) tables: Vec<Option<Arc<Table>>>,
+    /// Another lane applies the changes of some.
+    pub(super) divided: bool,
     pub(super) size_bytes: usize,
 }
 
@@ -42,8 +44,8 @@ pub(super) struct Queue {
 }
 
 impl Arrived {
-    pub(super) fn new(batch: Arc<Batch>, tables: Vec<Option<Arc<Table>>>) -> Self {
-        Self { size_bytes: batch.size_bytes(), batch, tables }
+    pub(super) fn new(batch: Arc<Batch>, tables: Vec<Option<Arc<Table>>>, divided: bool) -> Self {
+        Self { size_bytes: batch.size_bytes(), batch, tables, divided }
     }
 }
 

@@ -37,7 +37,8 @@ pub(super) fn tally(group: &Group, tally: &Tally) {
 }
 
 /// Tells how far the target has come. `group` is durable.
-pub(super) fn settle(group: &Group, rows: u64, settled: &watch::Sender<Settled>, latency: &Latency) {
+pub(super) fn settle(group: &Group, sink: SinkName, settled: &watch::Sender<Settled>, latency: &Latency) {
+    let rows = rows_of(group);
     let now = clock::unix_us();
     for committed_at_us in &group.committed_at_us {
         // Clocks of two machines differ: what seems to come from the future took no time.
@@ -45,8 +46,7 @@ pub(super) fn settle(group: &Group, rows: u64, settled: &watch::Sender<Settled>,
         latency.record(Duration::from_micros(late), 1);
     }
     let transactions = group.committed_at_us.len() as u64;
-    metrics::counter!(names::TRANSACTIONS_TOTAL, names::LABEL_SINK => SinkName::Target.as_str())
-        .increment(transactions);
+    metrics::counter!(names::TRANSACTIONS_TOTAL, names::LABEL_SINK => sink.as_str()).increment(transactions);
     settled.send_modify(|settled| {
         settled.through = settled.through.max(group.through);
         settled.committed_at_us = group.committed_at_us.last().copied().or(settled.committed_at_us);
@@ -60,7 +60,7 @@ pub(super) fn start(through: Option<Lsn>, settled: &watch::Sender<Settled>) {
     settled.send_modify(|settled| settled.through = settled.through.max(through));
 }
 
-pub(super) fn rows_of(group: &Group) -> u64 {
+fn rows_of(group: &Group) -> u64 {
     group.counts.values().map(|(_, counts)| counts.inserts + counts.updates + counts.deletes).sum()
 }
 

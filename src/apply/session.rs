@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use bytes::BytesMut;
 use tracing::{info, warn};
 
-use crate::model::{Lsn, MigrationName};
-use crate::wire::{self, Answer, Endpoint, Mode, RawConnection, ServerError, sqlstate};
+use crate::model::Lsn;
+use crate::wire::{self, Answer, Mode, RawConnection, ServerError, sqlstate};
 
 use super::encode::{self, Columns, INT8, PG_LSN, TEXT, TIMESTAMPTZ};
 use super::error::Error;
+use super::options::Options;
+use super::origin::origin_of;
 use super::position;
 use super::sql::Shape;
 
@@ -38,7 +40,9 @@ pub(super) struct Target {
     /// Reused from statement to statement.
     pub(super) columns: Columns,
     migration: String,
+    lane: i64,
     epoch: i64,
+    generation: i64,
 }
 
 /// What stands in the cache.
@@ -74,8 +78,9 @@ pub(super) enum Outcome<L> {
 }
 
 impl Target {
-    pub(super) async fn open(endpoint: &Endpoint, migration: &MigrationName, epoch: i64) -> Result<Self, Error> {
-        let connect = wire::connect_raw(endpoint, Mode::Sql, "apply").await;
+    /// `generation`: of the division of the tables that the caller knows.
+    pub(super) async fn open(options: &Options, generation: i64) -> Result<Self, Error> {
+        let connect = wire::connect_raw(&options.endpoint, Mode::Sql, "apply").await;
         let mut connection = connect.map_err(Error::Connect)?;
         connection.simple_query(SETTINGS).await.map_err(Error::Connect)?;
         let compresses = may(&mut connection, COMPRESS).await?;
@@ -83,7 +88,7 @@ impl Target {
         if !replica {
             warn!("session_replication_role may not be set: constraints are checked, deferred where they can be");
         }
-        let origin = set_up_origin(&mut connection, migration).await?;
+        let origin = set_up_origin(&mut connection, &origin_of(&options.migration, options.lane)).await?;
         info!(replica, origin, compresses, "target session opened");
         Ok(Self {
             connection,
@@ -91,8 +96,10 @@ impl Target {
             statements: HashMap::new(),
             next_name: 0,
             columns: Columns::default(),
-            migration: migration.to_string(),
-            epoch,
+            migration: options.migration.to_string(),
+            lane: i64::from(options.lane.number()),
+            epoch: options.epoch,
+            generation,
         })
     }
 
@@ -113,16 +120,18 @@ impl Target {
 
     /// Moves the position. Fails the transaction when it is not ours any more.
     pub(super) fn position<L>(&mut self, script: &mut Script<L>, through: Lsn, committed_at_us: Option<i64>, label: L) {
-        let types = || (position::MOVE.to_owned(), vec![PG_LSN, TIMESTAMPTZ, TEXT, INT8]);
+        let types = || (position::MOVE.to_owned(), vec![PG_LSN, TIMESTAMPTZ, TEXT, INT8, INT8, INT8]);
         let name = self.prepared(script, Statement::Fixed(position::MOVE), types);
-        encode::bind_execute(&mut script.out, &name, 4, |out| {
+        encode::bind_execute(&mut script.out, &name, 6, |out| {
             encode::put_int8(out, through.get().cast_signed());
             match committed_at_us {
                 Some(unix_us) => encode::put_int8(out, unix_us - position::POSTGRES_EPOCH_US),
                 None => encode::put_null(out),
             }
             encode::put_text(out, &self.migration);
-            encode::put_int8(out, self.epoch);
+            for number in [self.lane, self.epoch, self.generation] {
+                encode::put_int8(out, number);
+            }
         });
         script.labels.push(label);
     }
@@ -225,8 +234,7 @@ async fn may(connection: &mut RawConnection, sql: &str) -> Result<bool, Error> {
 
 /// Marks what we write with an origin, so that a stream from the target back to the source can leave it out
 /// (PITFALLS 30). The position is in our own row and not in the origin, which needs more rights than some have.
-async fn set_up_origin(connection: &mut RawConnection, migration: &MigrationName) -> Result<bool, Error> {
-    let name = migration.object_name();
+async fn set_up_origin(connection: &mut RawConnection, name: &str) -> Result<bool, Error> {
     let create = format!(
         "SELECT pg_catalog.pg_replication_origin_create('{name}') \
          WHERE pg_catalog.pg_replication_origin_oid('{name}') IS NULL"

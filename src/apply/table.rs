@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{OldKind, OldTuple, Relation, TableHandover, TableName, Transaction, Tuple};
+use crate::model::{Lsn, OldKind, OldTuple, Relation, TableHandover, TableName, Transaction, Tuple};
 
 /// Made once for each shape (a relation at one position) and shared by everything that refers to it.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(super) struct Table {
     /// Its rows live in partitions: no ONLY.
     pub(super) partitioned: bool,
     pub(super) handover: Option<Arc<TableHandover>>,
+    /// What ends at or before this was applied by another lane.
+    pub(super) after: Option<Lsn>,
 }
 
 #[derive(Debug)]
@@ -61,11 +63,13 @@ pub(super) enum RowChange {
 }
 
 impl Table {
-    /// The rule of [`TableHandover`]: what the copy has seen is not applied again.
+    /// What another lane has applied is not applied again, nor, by the rule of [`TableHandover`], what the copy has seen.
     pub(super) fn takes(&self, transaction: &Transaction) -> bool {
-        self.handover
-            .as_deref()
-            .is_none_or(|handover| transaction.end > handover.until || !handover.snapshot.sees(transaction.xid))
+        Some(transaction.end_at_least()) > self.after
+            && self
+                .handover
+                .as_deref()
+                .is_none_or(|handover| transaction.end > handover.until || !handover.snapshot.sees(transaction.xid))
     }
 
     /// Whether `old` holds the columns that rows are found by.

@@ -15,6 +15,7 @@ mod copy;
 mod run;
 mod status;
 mod verify;
+mod resync;
 mod pause;
 mod resume;
 mod throttle;

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use super::{abort, check, complete, copy, cutover, demo, init, inspect, pause, resume, run, status, throttle, verify};
+use super::{
+    abort, check, complete, copy, cutover, demo, init, inspect, pause, resume, resync, run, status, throttle, verify,
+};
 
 /// Moves a live PostgreSQL database to another cluster without downtime, and publishes the same change stream to Kafka.
 ///
@@ -37,6 +39,7 @@ enum Command {
     Run(run::Arguments),
     Status(status::Arguments),
     Verify(verify::Arguments),
+    Resync(resync::Arguments),
     Pause(pause::Arguments),
     Resume(resume::Arguments),
     Throttle(throttle::Arguments),
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
+        Command::Resync(arguments) => resync::run(arguments),
         Command::Pause(arguments) => pause::run(arguments),
         Command::Resume(arguments) => resume::run(arguments),
         Command::Throttle(arguments) => throttle::run(arguments),

@@ -31,6 +31,9 @@ pub(super) fn verification(report: &Report) -> String {
     for table in &report.tables {
         verdict(table, &mut line);
     }
+    for table in &report.left_out {
+        line(format!("left out   {table}  it is being copied"));
+    }
     let word = match report.verdict {
         Verdict::Equal => "equal",
         Verdict::Different => "DIFFERENT",

@@ -8,7 +8,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::model::Secret;
-use crate::pipeline::{CutoverRequest, REQUEST_TIMEOUT, Refused, Status, ThrottleRequest, VerifyRequest};
+use crate::pipeline::{
+    CutoverRequest, REQUEST_TIMEOUT, Refused, ResyncRequest, Status, ThrottleRequest, VerifyRequest,
+};
 
 /// Long enough for a daemon on a busy machine, short enough for an operator.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,6 +95,11 @@ impl Client {
     /// Answers with a `cutover::Report`.
     pub fn cutover(&self, request: &CutoverRequest) -> Result<Value, ClientError> {
         self.post("cutover", request)
+    }
+
+    /// Answers once the tables are set apart, with `tables` and `position`.
+    pub fn resync(&self, request: &ResyncRequest) -> Result<Value, ClientError> {
+        self.post("resync", request)
     }
 
     pub fn pause(&self) -> Result<Value, ClientError> {

@@ -38,6 +38,7 @@ pub(super) fn router(shared: Shared, access: Access) -> Router {
     let changing = Router::new()
         .route("/api/v1/verify", post(verify))
         .route("/api/v1/cutover", post(cutover))
+        .route("/api/v1/resync", post(resync))
         .route("/api/v1/pause", post(pause))
         .route("/api/v1/resume", post(resume))
         .route("/api/v1/throttle", post(throttle))
@@ -97,6 +98,13 @@ async fn verify(State(shared): State<Shared>, body: Bytes) -> Response {
 async fn cutover(State(shared): State<Shared>, body: Bytes) -> Response {
     match read(&body) {
         Ok(request) => answer(shared.0.handle.cutover(request).await),
+        Err(response) => response,
+    }
+}
+
+async fn resync(State(shared): State<Shared>, body: Bytes) -> Response {
+    match read(&body) {
+        Ok(request) => answer(shared.0.handle.resync(request).await),
         Err(response) => response,
     }
 }

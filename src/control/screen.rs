@@ -29,6 +29,7 @@ impl Screen {
         lines.extend(status.sinks.iter().map(sink));
         lines.push(spool(status));
         lines.extend(verification(status));
+        lines.extend(resync(status));
         lines.extend(cutover(status));
         for (word, troubles) in [("HALTED", &status.halted), ("retrying", &status.retrying)] {
             lines.extend(troubles.iter().flat_map(|trouble| self.trouble(word, trouble)));
@@ -188,13 +189,25 @@ fn cutover(status: &Status) -> Option<String> {
     Some(format!("cutover  attempt {}: {}{pause}{forecast}", cutover.attempt, cutover.step))
 }
 
+fn resync(status: &Status) -> Option<String> {
+    let resync = status.resync.as_ref()?;
+    Some(format!(
+        "resync   {} · {} tables · {} behind, {}",
+        resync.stage.as_str().replace('_', " "),
+        resync.tables.len(),
+        format_size(resync.lag_bytes),
+        seconds(resync.lag_seconds),
+    ))
+}
+
 fn rank(state: TableState) -> u8 {
     match state {
         TableState::Copying => 0,
         TableState::Indexing => 1,
-        TableState::Waiting => 2,
-        TableState::Copied => 3,
-        TableState::Streaming => 4,
+        TableState::CatchingUp => 2,
+        TableState::Waiting => 3,
+        TableState::Copied => 4,
+        TableState::Streaming => 5,
     }
 }
 
@@ -209,7 +222,7 @@ fn share_done(table: &TableStatus) -> f64 {
             (table.rows_copied as f64 / table.rows_estimated as f64).clamp(0.0, 0.99)
         }
         TableState::Copying => 0.0,
-        TableState::Copied | TableState::Indexing | TableState::Streaming => 1.0,
+        TableState::Copied | TableState::Indexing | TableState::CatchingUp | TableState::Streaming => 1.0,
     }
 }
 
@@ -219,6 +232,7 @@ fn state(table: &TableStatus) -> String {
         (TableState::Copying, _) => "copying",
         (TableState::Copied, _) => "copied",
         (TableState::Indexing, _) => "indexing",
+        (TableState::CatchingUp, _) => "catching up",
         (TableState::Streaming, None) => "streaming",
         (TableState::Streaming, Some(verdict)) if verdict.equal => "equal",
         (TableState::Streaming, Some(_)) => "DIFFERENT",

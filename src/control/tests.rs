@@ -9,8 +9,8 @@ use super::*;
 use crate::config::{Environment, parse};
 use crate::model::{Secret, SinkName};
 use crate::pipeline::{
-    self, LatencyStatus, Owner, Phase, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus, Status, TableState,
-    TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
+    self, LatencyStatus, Owner, Phase, ResyncStage, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus,
+    SpoolStatus, Status, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
 };
 use crate::telemetry;
 
@@ -195,7 +195,22 @@ fn status() -> Status {
             position: Some("0/1".into()),
         }),
         cutover: None,
+        resync: None,
     }
+}
+
+#[test]
+fn a_resync_is_shown_with_its_stage_and_its_table_before_those_that_stream() {
+    let mut status = status();
+    status.phase = Phase::Streaming;
+    status.tables.push(table("public.again", TableState::CatchingUp));
+    let (lag_bytes, lag_seconds) = (5 << 10, 0.5);
+    let tables = vec!["public.again".to_owned()];
+    status.resync = Some(ResyncStatus { tables, stage: ResyncStage::CatchingUp, lag_bytes, lag_seconds });
+    let lines = Screen::new(100, None).draw(&status);
+    let at = |word: &str| lines.iter().position(|line| line.contains(word)).unwrap_or_else(|| panic!("{lines:#?}"));
+    assert!(lines[at("resync ")].contains("catching up · 1 tables · 5.0 KiB behind, 0.5 s"), "{lines:#?}");
+    assert!(lines[at("public.again")].ends_with("catching up") && at("public.again") < at("public.different"));
 }
 
 #[test]

@@ -86,6 +86,12 @@ impl Batch {
 }
 
 impl Transaction {
+    /// Its end, or the least it can be for a part that does not know it. The commit record of one transaction may begin
+    /// where that of the one before ends, so its start alone would put a part into its neighbour's position.
+    pub fn end_at_least(&self) -> Lsn {
+        self.end.max(self.commit.next())
+    }
+
     pub fn size_bytes(&self) -> usize {
         size_of::<Self>() + self.changes.iter().map(Change::size_bytes).sum::<usize>()
     }

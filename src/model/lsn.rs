@@ -29,6 +29,11 @@ impl Lsn {
         self.0.get()
     }
 
+    /// The byte behind it.
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     /// Bytes from `earlier` to here; 0 when `earlier` is later.
     pub const fn bytes_since(self, earlier: Self) -> u64 {
         self.0.get().saturating_sub(earlier.0.get())

@@ -102,6 +102,8 @@ impl fmt::Display for MigrationName {
 pub enum SinkName {
     Target,
     Kafka,
+    /// The target again, for the tables that are set apart while they are copied again.
+    Resync,
 }
 
 impl SinkName {
@@ -109,6 +111,7 @@ impl SinkName {
         match self {
             Self::Target => "target",
             Self::Kafka => "kafka",
+            Self::Resync => "resync",
         }
     }
 }

@@ -11,9 +11,10 @@ use tracing::info;
 use super::flow::Flow;
 use super::options::throttle_options;
 use super::prepare::Prepared;
+use super::resync::Desk;
 use super::status::{
-    CutoverStatus, LatencyStatus, Owner, Phase, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus, Status,
-    TableState, TableStatus, TableVerdictStatus, ThrottleStatus, VerificationStatus, printed,
+    CutoverStatus, LatencyStatus, Owner, Phase, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus,
+    Status, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, VerificationStatus, printed,
 };
 use super::troubles::Troubles;
 use crate::config::Config;
@@ -51,6 +52,7 @@ struct Inner {
     verifying: AtomicBool,
     report: Mutex<Option<verify::Report>>,
     cutover: Mutex<Option<CutoverStatus>>,
+    resync: Arc<Desk>,
 }
 
 /// Known once the migration is prepared.
@@ -91,6 +93,7 @@ impl Board {
             verifying: AtomicBool::new(false),
             report: Mutex::new(None),
             cutover: Mutex::new(None),
+            resync: Arc::default(),
         }))
     }
 
@@ -106,7 +109,7 @@ impl Board {
         let stream = Stream {
             identity: prepared.identity.clone(),
             server_version_num: prepared.server_version_num,
-            tables: prepared.catalog.row_tables().map(|table| table.name.clone()).collect(),
+            tables: prepared.wanted.row_tables().map(|table| table.name.clone()).collect(),
             row_estimates: prepared.row_estimates.clone(),
             flow,
             spool,
@@ -181,6 +184,14 @@ impl Board {
         *lock(&self.0.report) = Some(report);
     }
 
+    pub(super) fn is_paused(&self) -> bool {
+        self.0.paused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn resync(&self) -> Arc<Desk> {
+        Arc::clone(&self.0.resync)
+    }
+
     pub(super) fn cutover(&self, status: CutoverStatus) {
         *lock(&self.0.cutover) = Some(status);
     }
@@ -217,6 +228,7 @@ impl Board {
             tables,
             verification: self.verification_status(),
             cutover: lock(&inner.cutover).clone(),
+            resync: self.resync_status(),
             sinks,
         }
     }
@@ -283,10 +295,14 @@ impl Board {
         let elapsed = self.0.copy_began.get().map_or(0.0, |began| began.elapsed().as_secs_f64());
         let status = |name: &TableName| {
             let counts = streamed.get(name).copied().unwrap_or_default();
-            let mut status = table_status(name, phase, copied.get(name), counts, elapsed);
+            let apart = self.0.resync.table(name);
+            let progress = apart.and_then(|(_, progress)| progress).or_else(|| copied.get(name).copied());
+            let mut status = table_status(name, phase, progress.as_ref(), counts, elapsed);
+            let sink = if apart.is_some() { SinkName::Resync } else { SinkName::Target };
+            status.state = apart.map_or(status.state, |(state, _)| state);
             let before = stream.row_estimates.get(name).copied().unwrap_or_default();
             status.rows = (status.rows_copied.max(before) + counts.inserts).saturating_sub(counts.deletes);
-            status.lag_seconds = stream.flow.lag(SinkName::Target).map_or(0.0, |lag| lag.seconds);
+            status.lag_seconds = stream.flow.lag(sink).map_or(0.0, |lag| lag.seconds);
             status.verdict = verdicts.get(&status.table).cloned();
             status
         };
@@ -311,6 +327,18 @@ impl Board {
             indexes_total: steps.total,
             indexes_done: steps.done,
         }
+    }
+
+    fn resync_status(&self) -> Option<ResyncStatus> {
+        let tables = self.0.resync.tables();
+        let stage = self.0.resync.stage()?;
+        let lag = self.0.stream.get().and_then(|stream| stream.flow.lag(SinkName::Resync));
+        Some(ResyncStatus {
+            tables: tables.iter().map(TableName::to_string).collect(),
+            stage,
+            lag_bytes: lag.map_or(0, |lag| lag.bytes),
+            lag_seconds: lag.map_or(0.0, |lag| lag.seconds),
+        })
     }
 
     fn verification_status(&self) -> Option<VerificationStatus> {

@@ -28,6 +28,9 @@ struct Ends {
 
 impl Ports for Ends {
     fn streaming(&self) -> Result<(), String> {
+        if let Some(why) = self.board.resync().why_not_whole() {
+            return Err(format!("tables are being copied ({why})"));
+        }
         let status = self.board.status();
         match (status.phase, status.halted.first()) {
             (_, Some(trouble)) => Err(format!("{} stands still: {}", trouble.part, trouble.error)),

@@ -19,10 +19,12 @@ use super::options::{Shares, apply_options, kafka_options};
 use super::prepare::{Prepared, prepare};
 use super::receive::Receive;
 use super::requests::{Requests, verified_tables};
+use super::resync::{Resync, SettingApart};
 use super::sinks::{Feed, KafkaSink, TargetSink};
 use super::supervise::Supervisor;
 use super::touched::Listeners;
 use super::watchers;
+use crate::apply;
 use crate::config::Config;
 use crate::decode::{self, Decoder};
 use crate::link;
@@ -72,9 +74,13 @@ impl Daemon {
             // Its own position is read when it first reaches the broker: it holds what nobody keeps for it.
             sinks.push((SinkName::Kafka, resumed.oldest));
         }
-        let flow = Arc::new(Flow::new(&sinks, &resumed));
+        let mut resume = sinks.clone();
+        resume.extend(prepared.apart.map(|position| (SinkName::Resync, position)));
+        let flow = Arc::new(Flow::new(&resume, &resumed));
+        // Its place; what is set apart already needs it from the first batch on.
+        let apart = Some(spool.cursor(SinkName::Resync)).filter(|_| prepared.apart.is_some());
         let (session, session_state) = watch::channel(SessionState::Connecting);
-        let tables: Arc<[Table]> = verified_tables(&prepared.catalog, &self.config.rows).into();
+        let tables: Arc<[Table]> = verified_tables(&prepared.wanted, &self.config.rows).into();
         let listeners = Arc::new(Listeners::new(Arc::new(DirtyKeys::new(tables, shares.dirty_bytes))));
         let commands = Commands::default();
         self.board.attach(&prepared, Arc::clone(&flow), spool.clone(), session_state);
@@ -99,7 +105,7 @@ impl Daemon {
             tasks.spawn(durable.run());
         }
         let feed = Feed { flow: Arc::clone(&flow), supervisor: supervisor.clone(), link_bytes: shares.link_bytes };
-        let tables: Vec<_> = prepared.catalog.row_tables().collect();
+        let tables: Vec<_> = prepared.wanted.row_tables().collect();
         if let Some(options) = kafka_options(&self.config, &prepared.identity, &tables) {
             let sink = KafkaSink {
                 feed: feed.clone(),
@@ -111,9 +117,34 @@ impl Daemon {
             tasks.spawn(sink.run(spool.cursor(SinkName::Kafka)));
         }
         tasks.spawn(watchers::watch_slot(Arc::clone(&self.config), self.board.clone(), stop.clone()));
+        let apply = apply_options(&self.config, &prepared, &shares);
+        let catalog = Arc::new(prepared.wanted.clone());
+        let turn = Arc::default();
+        let setting_apart = SettingApart {
+            config: Arc::clone(&self.config),
+            desk: self.board.resync(),
+            flow: Arc::clone(&flow),
+            spool: spool.clone(),
+            listeners: Arc::clone(&listeners),
+            epoch: prepared.epoch,
+        };
+        setting_apart.desk.begin(prepared.resyncing.union(&prepared.joining).cloned().collect());
+        apart.into_iter().for_each(|cursor| setting_apart.desk.keep(cursor));
+        let resync = Resync {
+            setting_apart: setting_apart.clone(),
+            board: self.board.clone(),
+            supervisor: supervisor.clone(),
+            turn: Arc::clone(&turn),
+            catalog: Arc::clone(&catalog),
+            joining: prepared.joining.clone(),
+            apply: apply::Options { lane: apply::Lane::Apart, start: None, ..apply.clone() },
+            link_bytes: shares.link_bytes,
+        };
+        tasks.spawn(resync.run());
         let target = TargetSink {
+            sink: SinkName::Target,
             feed,
-            options: apply_options(&self.config, &prepared, &shares),
+            options: apply,
             commands: commands.clone(),
             touched: listeners.clone(),
             tally: self.board.tally(),
@@ -133,9 +164,10 @@ impl Daemon {
             commands,
             listeners,
             supervisor: supervisor.clone(),
-            catalog: Arc::new(prepared.catalog.clone()),
+            catalog,
+            setting_apart,
             epoch: prepared.epoch,
-            turn: Arc::default(),
+            turn,
         };
         tasks.spawn(migrate.run(prepared, target, spool.cursor(SinkName::Target)));
         tasks.spawn(requests.serve(self.requests));
@@ -160,6 +192,8 @@ async fn resume_spool(config: &Config, prepared: &Prepared, memory_bytes: usize)
     if config.kafka.is_some() {
         settled.push((SinkName::Kafka, None));
     }
+    // Where nothing is set apart, its place stays empty.
+    settled.push((SinkName::Resync, Some(prepared.apart.unwrap_or(prepared.target_position))));
     let options = spool::Options {
         dir: config.limits.spool_dir.clone(),
         memory_bytes,

@@ -69,6 +69,14 @@ pub enum Error {
         held.map_or("nothing of the stream".to_owned(), |held| format!("the stream through {held}"))
     )]
     KafkaBehind { held: Option<Lsn>, start: Lsn },
+    #[error("publish {tables}, which publication {publication} does not have")]
+    NotPublished { publication: String, tables: String, statement: String },
+    #[error("publish {tables}, whose UPDATE and DELETE would then fail on the source: no replica identity")]
+    NoReplicaIdentity { tables: String, statement: String },
+    #[error("wait for transactions that were open when the tables were set apart: {blockers}")]
+    TransactionsOpen { blockers: String },
+    #[error("set the tables apart while the spool has let go of the transaction under way")]
+    SpoolForgot,
     #[error("there is no migration {migration} on the target")]
     NoMigration { migration: String },
 }
@@ -117,6 +125,13 @@ impl Error {
                 "when [kafka] is new to this migration, start once without [spool] release_source_wal. Otherwise its \
                  position was lost: put the topic back, or `changeover abort` and start again",
             ),
+            Self::NotPublished { statement, .. } => {
+                Disposition::Halt { hint: format!("on the source: {statement}; then `changeover resume`") }
+            }
+            Self::NoReplicaIdentity { statement, .. } => {
+                Disposition::Halt { hint: format!("on the source: {statement}; then start the daemon again") }
+            }
+            Self::TransactionsOpen { .. } | Self::SpoolForgot => Disposition::Retry,
             Self::NoMigration { .. } => halt("check [migration] name and [target] url; `changeover run` starts one"),
         }
     }

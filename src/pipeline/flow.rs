@@ -81,6 +81,20 @@ impl Flow {
         self.moved.notify_waiters();
     }
 
+    /// A sink more, which stands where `like` does.
+    pub(super) fn join(&self, sink: SinkName, like: SinkName) {
+        self.lock().join(sink, like);
+    }
+
+    /// A sink fewer; without effect when it is not there.
+    pub(super) fn leave(&self, sink: SinkName) {
+        let confirmed = self.lock().leave(sink);
+        if confirmed.is_some() {
+            self.confirmed.send_replace(confirmed);
+        }
+        self.moved.notify_waiters();
+    }
+
     /// Waits until every sink holds everything through `barrier`. Cancel-safe.
     pub(super) async fn drained(&self, barrier: Lsn) {
         loop {

@@ -21,6 +21,7 @@ pub struct Handle {
 pub(super) enum Request {
     Verify(VerifyRequest, Answer),
     Cutover(CutoverRequest, Answer),
+    Resync(ResyncRequest, Answer),
     Pause(Answer),
     Resume(Answer),
     Throttle(ThrottleRequest, Answer),
@@ -55,6 +56,13 @@ pub struct ThrottleRequest {
     pub off: bool,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResyncRequest {
+    /// `schema.table` patterns, at least one.
+    pub tables: Vec<String>,
+}
+
 /// A request that was not carried out. `failed` tells "it was tried and failed" (exit 3) from "it is not possible now"
 /// (exit 1).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -83,6 +91,12 @@ impl Handle {
     /// Gates, pause, fence, drain, verify, flip. Answers with a `cutover::Report`.
     pub async fn cutover(&self, request: CutoverRequest) -> Result<serde_json::Value, Refused> {
         self.ask(|answer| Request::Cutover(request, answer)).await
+    }
+
+    /// Copies tables again while the others stream. Answers once that is certain to be done, with `tables` and the
+    /// `position` they were set apart at; `Status::resync` tells how far it is.
+    pub async fn resync(&self, request: ResyncRequest) -> Result<serde_json::Value, Refused> {
+        self.ask(|answer| Request::Resync(request, answer)).await
     }
 
     /// No part of a table is begun, and the target takes no more changes, until [`Self::resume`].

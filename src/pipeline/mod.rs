@@ -9,7 +9,8 @@
 //!     │                                                    └─► [sinks] Kafka
 //!     ├──► [durable] spool ─► disk ─► what the source may forget, when the spool is more than a cache
 //!     ├──► [migrate] copying ─► indexing ─► catching up ─► streaming      every part under [supervise]
-//!     └──► [requests] verify, cutover, pause, resume, stop
+//!     ├──► [resync] tables that are copied again or join, in a lane of their own, while the others stream
+//!     └──► [requests] verify, cutover, resync, pause, resume, stop
 //! ```
 
 mod status;
@@ -17,6 +18,7 @@ mod handle;
 mod daemon;
 mod options;
 mod prepare;
+mod membership;
 mod lead;
 mod machine;
 mod migrate;
@@ -28,6 +30,7 @@ mod commands;
 mod touched;
 mod requests;
 mod cutover;
+mod resync;
 mod watchers;
 mod board;
 mod supervise;
@@ -41,8 +44,8 @@ pub use cleanup::{Removed, abort, complete};
 pub use copy::{Copied, copy};
 pub use daemon::{Daemon, daemon};
 pub use error::Error;
-pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, ThrottleRequest, VerifyRequest};
+pub use handle::{CutoverRequest, Handle, REQUEST_TIMEOUT, Refused, ResyncRequest, ThrottleRequest, VerifyRequest};
 pub use status::{
-    CutoverStatus, LatencyStatus, Owner, Phase, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus, Status,
-    TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
+    CutoverStatus, LatencyStatus, Owner, Phase, ResyncStage, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus,
+    SpoolStatus, Status, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
 };

@@ -58,6 +58,7 @@ pub(super) fn apply_options(config: &Config, prepared: &Prepared, shares: &Share
     apply::Options {
         endpoint: config.target.endpoint.clone(),
         migration: config.migration.clone(),
+        lane: apply::Lane::Main,
         epoch: prepared.epoch,
         start: Some(prepared.target_position),
         filter: config.tables.clone(),

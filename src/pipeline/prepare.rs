@@ -1,12 +1,13 @@
 //! From a configuration to a migration that can run: state on the target, leadership, publication and slot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::error::Error;
 use super::lead::take_lead;
+use super::membership;
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
 use crate::model::{Lsn, SourceIdentity, TableName};
@@ -19,7 +20,14 @@ use crate::{apply, preflight};
 pub(super) struct Prepared {
     pub(super) identity: SourceIdentity,
     pub(super) server_version_num: u32,
+    /// The tables that the migration has.
     pub(super) catalog: Catalog,
+    /// Those, and the ones that are to join.
+    pub(super) wanted: Catalog,
+    pub(super) joining: BTreeSet<TableName>,
+    /// Tables whose copy an earlier daemon has begun while the others stream, and where their changes stand.
+    pub(super) resyncing: BTreeSet<TableName>,
+    pub(super) apart: Option<Lsn>,
     pub(super) phase: Phase,
     pub(super) epoch: i64,
     /// Rows of each table by the target's own statistics, for a daemon that did not see them copied.
@@ -40,8 +48,8 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
         ready(&preflight::check(config).await)?;
     }
     let identified = source::identify(&config.source.endpoint).await?;
-    let catalog = schema::read_catalog(&source, &config.tables).await?;
-    if catalog.row_tables().next().is_none() {
+    let wanted = schema::read_catalog(&source, &config.tables).await?;
+    if wanted.row_tables().next().is_none() {
         return Err(Error::NoTables);
     }
     schema::install_state(&state).await?;
@@ -61,20 +69,25 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
     let phase = Phase::parse(&migration.phase).ok_or(Error::UnknownPhase { phase: migration.phase.clone() })?;
     let consistent_point = match migration.consistent_point {
         Some(point) => {
-            same_rows(config, &source, &catalog).await?;
+            same_rows(config, &source, &wanted).await?;
             point
         }
-        None => make_stream(config, &source, &state, &catalog, epoch).await?,
+        None => make_stream(config, &source, &state, &wanted, epoch).await?,
     };
     let position = apply::adopt_position(&state, &config.migration, epoch, Some(consistent_point)).await?;
     let target_position = position.unwrap_or(consistent_point);
     let stream_start = slot_position(config, &source).await?.unwrap_or(consistent_point);
+    let membership = membership::settle(config, &source, &state, &migration, phase, &wanted).await?;
     info!(migration = %config.migration, phase = phase.as_str(), %target_position, %stream_start, epoch, "prepared");
     let row_estimates = if phase.copies() { BTreeMap::new() } else { row_estimates(&state).await? };
     let prepared = Prepared {
         identity: identified.identity,
         server_version_num: identified.server_version_num,
-        catalog,
+        catalog: membership.catalog,
+        wanted,
+        joining: membership.joining,
+        resyncing: membership.resyncing,
+        apart: membership.apart,
         phase,
         epoch,
         row_estimates,
@@ -135,6 +148,7 @@ async fn make_stream(
     catalog: &Catalog,
     epoch: i64,
 ) -> Result<Lsn, Error> {
+    apply::record_members(state, &config.migration, catalog.tables.iter().map(|table| &table.name)).await?;
     if !config.source.publication.adopted {
         let tables: Vec<TableName> = catalog.row_tables().map(|table| table.name.clone()).collect();
         source::drop_publication(source, &config.source.publication.name).await?;
@@ -156,10 +170,9 @@ async fn make_stream(
 /// A migration that has begun goes on with the rows it began with. A publication that is gone is told by the stream.
 async fn same_rows(config: &Config, source: &Session, catalog: &Catalog) -> Result<(), Error> {
     let publication = &config.source.publication.name;
-    if source::publication_tables(source, publication).await?.is_none() {
-        return Ok(());
-    }
-    let tables = catalog.row_tables().map(|table| &table.name);
+    // A table that joins is published when it is copied.
+    let published = source::publication_tables(source, publication).await?.unwrap_or_default();
+    let tables = catalog.row_tables().map(|table| &table.name).filter(|table| published.contains(table));
     match source::published_otherwise(source, publication, tables, &config.rows).await?.first() {
         Some(table) => Err(Error::OtherRows { publication: publication.clone(), table: (*table).clone() }),
         None => Ok(()),

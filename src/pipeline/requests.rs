@@ -1,5 +1,6 @@
 //! Answers what operators ask of the running daemon.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +13,13 @@ use super::commands::Commands;
 use super::error::Error;
 use super::flow::Flow;
 use super::handle::{Answer, Refused, Request, ThrottleRequest, VerifyRequest};
+use super::resync::SettingApart;
 use super::status::Phase;
 use super::supervise::Supervisor;
 use super::touched::{Chosen, Listeners};
 use crate::config::{COPY_RATE_MIN, Config};
 use crate::link;
-use crate::model::{Disposition, RowFilters, TableFilter, TablePattern};
+use crate::model::{Disposition, RowFilters, TableFilter, TableName, TablePattern};
 use crate::schema::Catalog;
 use crate::telemetry::chain;
 use crate::verify::{self, Aligner, Table};
@@ -38,6 +40,7 @@ pub(super) struct Requests {
     pub(super) listeners: Arc<Listeners>,
     pub(super) supervisor: Supervisor,
     pub(super) catalog: Arc<Catalog>,
+    pub(super) setting_apart: SettingApart,
     pub(super) epoch: i64,
     /// One at a time: verification and cutover both make the applier stand still.
     pub(super) turn: Arc<Mutex<()>>,
@@ -82,6 +85,7 @@ impl Requests {
                 reply(answer, result);
             }
             Request::Cutover(request, answer) => reply(answer, self.cut_over(request).await),
+            Request::Resync(request, answer) => reply(answer, self.resync(request).await),
             Request::Pause(answer) => reply(answer, self.pause().await),
             Request::Resume(answer) => reply(answer, self.resume().await),
             Request::Throttle(request, answer) => reply(answer, self.throttle(request)),
@@ -95,12 +99,14 @@ impl Requests {
     async fn verify(&self, request: VerifyRequest) -> Result<serde_json::Value, Refused> {
         self.streaming("verify")?;
         let _turn = self.turn()?;
-        let chosen = self.chosen(&request)?;
+        let left_out = self.board.resync().tables();
+        let chosen = self.chosen(&request, &left_out)?;
         self.board.verifying(true);
         let dirty = chosen.as_ref().map_or(&**self.listeners.all(), Chosen::keys);
         let report = verify::verify(&self.verify_options(), &self.commands, dirty, &self.board.verification()).await;
         self.board.verifying(false);
-        let report = report.map_err(|error| refused(&error.into()))?;
+        let mut report = report.map_err(|error| refused(&error.into()))?;
+        report.left_out = left_out.iter().map(TableName::to_string).collect();
         for table in report.tables.iter().filter(|table| !table.equal) {
             // Chosen tables keep keys of their own, and what they find must not let a cutover through.
             self.listeners.all().distrust(&table.table);
@@ -111,18 +117,28 @@ impl Requests {
         Ok(value)
     }
 
-    /// `None` when all tables are meant.
-    fn chosen(&self, request: &VerifyRequest) -> Result<Option<Chosen>, Refused> {
-        if request.tables.is_empty() {
+    /// `None` when all tables are meant. Those of `left_out` are no part of the one state of the source.
+    fn chosen(&self, request: &VerifyRequest, left_out: &BTreeSet<TableName>) -> Result<Option<Chosen>, Refused> {
+        if request.tables.is_empty() && left_out.is_empty() {
             return Ok(None);
         }
         let patterns = request.tables.iter().map(|text| TablePattern::parse(text));
         let include = patterns
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| Refused::now(error.to_string(), "write it as schema.table"))?;
-        let filter = TableFilter { include, exclude: Vec::new() };
-        let all = self.listeners.all().tables();
-        let tables: Vec<Table> = all.iter().filter(|table| filter.matches(&table.source)).cloned().collect();
+        let filter = match request.tables.is_empty() {
+            true => TableFilter::everything(),
+            false => TableFilter { include, exclude: Vec::new() },
+        };
+        let named = self.listeners.all().tables().iter().filter(|table| filter.matches(&table.source));
+        let (out, tables): (Vec<Table>, Vec<Table>) =
+            named.cloned().partition(|table| left_out.contains(&table.source));
+        if let (Some(table), true) = (out.first(), tables.is_empty()) {
+            return Err(Refused::now(
+                format!("{} is being copied", table.source),
+                "verify it once `changeover status` says that it streams",
+            ));
+        }
         if tables.is_empty() {
             return Err(Refused::now(
                 format!("no table of the migration matches {}", request.tables.join(", ")),
@@ -133,6 +149,12 @@ impl Requests {
     }
 
     async fn pause(&self) -> Result<serde_json::Value, Refused> {
+        if let Some(what) = self.board.resync().why_not_whole() {
+            return Err(Refused::now(
+                format!("pause while a resync is under way ({what})"),
+                "wait for it: `changeover status --watch` shows it",
+            ));
+        }
         let _turn = self.turn()?;
         match self.board.phase() {
             // Nothing is applied yet. The phase is not left before the pause has ended.
@@ -192,7 +214,7 @@ impl Requests {
     pub(super) fn turn(&self) -> Result<tokio::sync::OwnedMutexGuard<()>, Refused> {
         Arc::clone(&self.turn).try_lock_owned().map_err(|_| {
             Refused::now(
-                "a verification or a cutover is under way",
+                "a verification, a cutover or a resync is under way",
                 "wait for it: `changeover status --watch` shows it",
             )
         })
@@ -205,6 +227,12 @@ impl Requests {
             let hint = trouble.hint.clone().unwrap_or_default();
             return Err(Refused::now(format!("{what} while {} stands still: {}", trouble.part, trouble.error), hint));
         }
+        self.in_phase(what)
+    }
+
+    /// The same though a part may stand still.
+    pub(super) fn in_phase(&self, what: &str) -> Result<(), Refused> {
+        let status = self.board.status();
         if status.paused {
             return Err(Refused::now(format!("{what} while paused"), "`changeover resume` first"));
         }

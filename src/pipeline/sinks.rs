@@ -28,6 +28,8 @@ pub(super) struct Feed {
 }
 
 pub(super) struct TargetSink {
+    /// The target, or the part of it that is set apart.
+    pub(super) sink: SinkName,
     pub(super) feed: Feed,
     pub(super) options: apply::Options,
     pub(super) commands: Commands,
@@ -54,7 +56,17 @@ impl TargetSink {
         self.feed.supervisor.keep("target", || self.once(&cursor)).await;
     }
 
-    async fn once(&self, cursor: &Mutex<Cursor>) -> Result<(), Error> {
+    /// Tables that are set apart or taken back are no trouble: the applier reads how they are divided and goes on.
+    pub(super) async fn once(&self, cursor: &Mutex<Cursor>) -> Result<(), Error> {
+        loop {
+            match self.undivided(cursor).await {
+                Err(Error::Apply(apply::Error::Divided)) => {}
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn undivided(&self, cursor: &Mutex<Cursor>) -> Result<(), Error> {
         let (batches, input) = link::channel(self.feed.link_bytes, LINK_COUNT);
         let ports = apply::Ports {
             input,
@@ -66,7 +78,7 @@ impl TargetSink {
             stop: self.feed.supervisor.stop.clone(),
         };
         let applying = async { apply::run(self.options.clone(), ports).await.map_err(Error::from) };
-        self.feed.pump(SinkName::Target, &self.settled, cursor, batches, applying).await
+        self.feed.pump(self.sink, &self.settled, cursor, batches, applying).await
     }
 }
 

@@ -35,6 +35,9 @@ pub struct Status {
     pub tables: Vec<TableStatus>,
     pub verification: Option<VerificationStatus>,
     pub cutover: Option<CutoverStatus>,
+    /// Tables that are copied again, or have joined and are being copied, while the others stream.
+    #[serde(default)]
+    pub resync: Option<ResyncStatus>,
 }
 
 /// How far the migration has come. `changeover.migration.phase` holds the same words.
@@ -176,6 +179,8 @@ pub enum TableState {
     Copying,
     Copied,
     Indexing,
+    /// Copied while the others streamed: what was committed since is being applied.
+    CatchingUp,
     Streaming,
 }
 
@@ -203,6 +208,45 @@ pub struct CutoverStatus {
     pub step: String,
     pub pause_ms: Option<f64>,
     pub forecast_ms: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    pub tables: Vec<String>,
+    pub stage: ResyncStage,
+    /// What they have not been given of the source's log, of which the target has given the others more.
+    pub lag_bytes: u64,
+    pub lag_seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResyncStage {
+    /// Set apart, or about to be as soon as the migration streams.
+    Waiting,
+    /// Being emptied or, for a table that joins, published and made.
+    Preparing,
+    /// Waiting for transactions that were open, then for their rows.
+    Copying,
+    /// A table that joined gets its indexes.
+    Indexing,
+    /// What was committed since is applied, until they are where the others are.
+    CatchingUp,
+    /// Back among the others, which have yet to come where they are; constraints and statistics.
+    Finishing,
+}
+
+impl ResyncStage {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Preparing => "preparing",
+            Self::Copying => "copying",
+            Self::Indexing => "indexing",
+            Self::CatchingUp => "catching_up",
+            Self::Finishing => "finishing",
+        }
+    }
 }
 
 impl Phase {

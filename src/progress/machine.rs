@@ -106,6 +106,20 @@ impl Tracker {
         (after > before).then_some(after)
     }
 
+    /// A sink that begins where `like` stands now; nothing more is confirmed than what it holds too.
+    pub fn join(&mut self, name: SinkName, like: SinkName) {
+        let sink = self.sinks.get(&like).expect("a sink joins beside one that is there").clone();
+        assert!(self.sinks.insert(name, sink).is_none(), "{name} is there already");
+    }
+
+    /// The sink needs nothing more. Returns the new confirmed position when it moved.
+    pub fn leave(&mut self, name: SinkName) -> Option<Lsn> {
+        let before = self.confirmed();
+        self.sinks.remove(&name)?;
+        let after = self.confirmed();
+        (after > before).then_some(after)
+    }
+
     pub fn settled_through(&self, name: SinkName) -> Option<Lsn> {
         self.sinks.get(&name).map(|sink| sink.settled)
     }
@@ -190,6 +204,20 @@ mod tests {
         assert_eq!(tracker.confirmed(), lsn(100));
         assert_eq!(tracker.settled(SinkName::Kafka, lsn(200)), Some(lsn(200)));
         assert_eq!(tracker.settled(SinkName::Kafka, lsn(300)), Some(lsn(300)));
+    }
+
+    #[test]
+    fn a_sink_that_joins_holds_back_what_is_confirmed_until_it_leaves() {
+        let mut tracker = two_sinks();
+        tracker.decoded(&batch(&[200, 300], 300));
+        tracker.settled(SinkName::Kafka, lsn(300));
+        tracker.settled(SinkName::Target, lsn(200));
+        tracker.join(SinkName::Resync, SinkName::Target);
+        assert_eq!(tracker.settled(SinkName::Target, lsn(300)), None);
+        assert_eq!(tracker.confirmed(), lsn(200));
+        assert_eq!(tracker.lag(SinkName::Resync, 1_000_200, None).unwrap().seconds, 1.0);
+        assert_eq!(tracker.leave(SinkName::Resync), Some(lsn(300)));
+        assert_eq!(tracker.leave(SinkName::Resync), None);
     }
 
     #[test]

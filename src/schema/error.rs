@@ -57,6 +57,8 @@ pub enum Error {
     Superseded { migration: MigrationName },
     #[error("read {what} of the migration {migration} from the target's schema changeover")]
     MalformedState { migration: MigrationName, what: &'static str },
+    #[error("make tables on the target that are there already: {tables}")]
+    TablesThere { tables: String },
     #[error("set the sequence {sequence}, which is not on that side")]
     MissingSequence { sequence: TableName },
 }
@@ -98,6 +100,10 @@ impl Error {
             Self::NoMigration { .. } => halt("`run` starts a migration"),
             Self::Superseded { .. } => halt("see which daemon runs with `status`; this one has stopped"),
             Self::MalformedState { .. } => halt("`abort` removes the state, `run` starts anew"),
+            Self::TablesThere { .. } => halt(
+                "DROP them on the target if they may go, or take them out of [tables] include and start again; then \
+                 `changeover resume`",
+            ),
             Self::MissingSequence { .. } => halt("create the sequence there, or leave it out of the migration"),
         }
     }

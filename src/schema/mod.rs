@@ -25,8 +25,9 @@ pub use catalog::{
 };
 pub use compare::{Described, Difference, DifferenceKind, compare};
 pub use copy::{
-    CopyOptions, ExtensionTable, MissingRoles, Steps, StepsRead, TargetLacks, copy_indexes, copy_large_objects,
-    copy_post_data, copy_pre_data, extension_tables, missing_roles, target_lacks,
+    CopyOptions, ExtensionTable, MissingRoles, Steps, StepsRead, TargetLacks, copy_added_pre_data, copy_indexes,
+    copy_large_objects, copy_post_data, copy_post_data_of, copy_pre_data, extension_tables, missing_roles,
+    target_lacks,
 };
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;

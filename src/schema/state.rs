@@ -32,6 +32,7 @@ pub async fn drop_state(target: &Session, migration: &MigrationName) -> Result<(
          DELETE FROM changeover.position WHERE migration = '{migration}';
          DELETE FROM changeover.unit WHERE migration = '{migration}';
          DELETE FROM changeover.split WHERE migration = '{migration}';
+         DELETE FROM changeover.member WHERE migration = '{migration}';
          DELETE FROM changeover.step WHERE migration = '{migration}';
          DELETE FROM changeover.journal WHERE migration = '{migration}';
          DO $$ BEGIN

@@ -19,6 +19,10 @@ use crate::wire::{self, CopyIn, CopyOut, Mode, RawConnection, sqlstate};
 
 /// How long a stopped copy may take to end on both sides before its connections are dropped.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+/// A TRUNCATE that waits for the holder's lock lets no reader pass that comes later, so we would wait for it and it for
+/// us, which no server notices: an idle holder waits for nobody. The attempt fails instead, lets it through, and begins
+/// again.
+const LOCK_TIMEOUT_MS: u32 = 3_000;
 
 /// What all workers of an attempt share.
 pub(super) struct Attempt {
@@ -156,7 +160,7 @@ impl<'a> Worker<'a> {
         let end = if self.adopted.take().is_some() { "COMMIT; " } else { "" };
         let sql = format!(
             "{end}BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}';
-             SET LOCAL max_parallel_workers_per_gather = 0",
+             SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}",
             holder.exported
         );
         let adopted = self.source.simple_query(&sql).await;

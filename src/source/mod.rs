@@ -23,7 +23,10 @@ mod frames;
 mod error;
 
 pub use error::{Blocker, Blockers, Error};
-pub use publication::{create_publication, drop_publication, publication_tables, wait_out_running_transactions};
+pub use publication::{
+    add_to_publication, addition, create_publication, drop_publication, publication_tables, remove_from_publication,
+    wait_out_running_transactions,
+};
 pub use row_filters::{publication_filters, published_otherwise, row_filter_columns};
 pub use run::{Options, Ports, SessionState, SourceEvent, run};
 pub use slot::{Identified, WhenActive, create_slot, drop_slot, identify};

@@ -13,6 +13,7 @@ use crate::wire::{Session, sqlstate};
 
 /// How often we look whether old transactions have ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const LOCK_TIMEOUT_MS: u32 = 2_000;
 
 /// Creates a publication of exactly `tables`, each published as itself (leaves of a partitioned table, not its root), and
 /// of those of their rows that `rows` names. One that an earlier run left with the same tables, all whole, is taken over.
@@ -22,13 +23,8 @@ pub async fn create_publication(
     tables: &[TableName],
     rows: &RowFilters,
 ) -> Result<(), Error> {
-    let filter = tables.iter().find(|table| rows.of(table).is_some());
-    if let Some(table) = filter.filter(|_| session.server_version_num() < ROW_FILTERS_SINCE) {
-        return Err(Error::RowFilters { table: table.clone() });
-    }
-    let list: Vec<String> =
-        tables.iter().map(|table| format!("ONLY {}{}", table.quoted(), where_clause(rows.of(table)))).collect();
-    let of_tables = if list.is_empty() { String::new() } else { format!(" FOR TABLE {}", list.join(", ")) };
+    can_filter(session, tables, rows)?;
+    let of_tables = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", published(tables, rows)) };
     let sql = format!("CREATE PUBLICATION {}{of_tables}", quote_identifier(publication));
     let created = session.batch_execute(&sql).await.map_err(Error::query("create the publication"));
     match created {
@@ -49,6 +45,60 @@ async fn take_over(session: &Session, publication: &str, tables: &[TableName], r
     } else {
         Err(Error::PublicationExists { publication: publication.to_owned() })
     }
+}
+
+/// Refuses filters that the server does not know.
+fn can_filter(session: &Session, tables: &[TableName], rows: &RowFilters) -> Result<(), Error> {
+    match tables.iter().find(|table| rows.of(table).is_some()) {
+        Some(table) if session.server_version_num() < ROW_FILTERS_SINCE => {
+            Err(Error::RowFilters { table: table.clone() })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Publishes these too, or those of their rows that `rows` names. Transactions that are open have written to them unseen:
+/// wait them out, then take a snapshot.
+pub async fn add_to_publication(
+    session: &Session,
+    publication: &str,
+    tables: &[TableName],
+    rows: &RowFilters,
+) -> Result<(), Error> {
+    can_filter(session, tables, rows)?;
+    change(session, &addition(publication, tables, rows), "add tables to the publication").await
+}
+
+/// The statement that publishes `tables` too.
+pub fn addition(publication: &str, tables: &[TableName], rows: &RowFilters) -> String {
+    format!("ALTER PUBLICATION {} ADD TABLE {}", quote_identifier(publication), published(tables, rows))
+}
+
+fn published(tables: &[TableName], rows: &RowFilters) -> String {
+    let one = |table: &TableName| format!("ONLY {}{}", table.quoted(), where_clause(rows.of(table)));
+    tables.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Publishes these no more, as far as it did. They are there, and named one by one.
+pub async fn remove_from_publication(session: &Session, publication: &str, tables: &[TableName]) -> Result<(), Error> {
+    let sql = format!("ALTER PUBLICATION {} DROP TABLE {}", quote_identifier(publication), list_of(tables));
+    change(session, &sql, "remove tables from the publication").await
+}
+
+fn list_of(tables: &[TableName]) -> String {
+    tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect::<Vec<_>>().join(", ")
+}
+
+/// Readers and writers of the tables are not in its way; what is (VACUUM, ALTER) may take long, so it is not waited for
+/// at length.
+async fn change(session: &Session, sql: &str, what: &'static str) -> Result<(), Error> {
+    let transaction = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {sql}; COMMIT");
+    let changed = session.batch_execute(&transaction).await;
+    if changed.is_err() {
+        // The first error is the one to tell; a connection that is gone has rolled back by itself.
+        drop(session.batch_execute("ROLLBACK").await);
+    }
+    changed.map_err(Error::query(what))
 }
 
 /// Drops it if it is there.

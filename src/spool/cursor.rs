@@ -48,6 +48,15 @@ enum Step {
 impl Cursor {
     pub(super) fn new(shared: Arc<Shared>, sink: SinkName) -> Self {
         let slot = shared.lock().take_reader(sink);
+        Self::at(shared, slot)
+    }
+
+    pub(super) fn join(shared: Arc<Shared>, sink: SinkName, like: SinkName) -> Option<Self> {
+        let slot = shared.lock().join_reader(sink, like)?;
+        Some(Self::at(shared, slot))
+    }
+
+    fn at(shared: Arc<Shared>, slot: usize) -> Self {
         Self {
             shared,
             slot,

@@ -150,6 +150,12 @@ impl Spool {
         Cursor::new(Arc::clone(&self.shared), sink)
     }
 
+    /// A cursor for `sink`, whose last one is gone: it begins with the oldest batch that `like` has not released. `None`
+    /// while that batch is gone (a transaction larger than the spool: try again once its end is applied), or `like` is.
+    pub fn cursor_beside(&self, sink: SinkName, like: SinkName) -> Option<Cursor> {
+        Cursor::join(Arc::clone(&self.shared), sink, like)
+    }
+
     /// The stash for decode. Up to `memory_bytes` of transactions in progress stay in memory; their files count against
     /// [`Options::disk_bytes`].
     pub fn stash(&self, memory_bytes: usize) -> FileStash {

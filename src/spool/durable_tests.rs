@@ -196,6 +196,7 @@ fn run_with_snapshots(seed: u64, batches: &[Batch]) -> Vec<Snapshot> {
             match BOTH[index] {
                 SinkName::Target => promised.target = settled,
                 SinkName::Kafka => promised.kafka = settled,
+                SinkName::Resync => unreachable!("not one of both"),
             }
             drop(promised);
             cursors[index].release(settled);

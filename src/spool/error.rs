@@ -78,7 +78,7 @@ impl Error {
                 "the target was restored to an earlier state. Bring it forward again, or `changeover abort` and start again, \
                  so that the rows are copied anew",
             ),
-            Self::Lost { sink: SinkName::Target, .. } => halt(
+            Self::Lost { sink: SinkName::Target | SinkName::Resync, .. } => halt(
                 "when the spool's directory was moved or emptied, put it back (`limits.spool_dir`). Otherwise these changes \
                  exist nowhere any more: `changeover abort`, then start again, so that the rows are copied anew",
             ),

@@ -414,6 +414,29 @@ impl Log {
         slot
     }
 
+    /// The reader of `sink`, which nobody has, from the oldest batch on that `like` has not released. `None` while that
+    /// one is gone (see [`Log::forget`]), or `like` itself is.
+    pub(super) fn join_reader(&mut self, sink: SinkName, like: SinkName) -> Option<usize> {
+        let find = |sink| self.readers.iter().position(|reader| reader.sink == sink);
+        let slot = find(sink).unwrap_or_else(|| panic!("the {sink} was not named when the spool was opened"));
+        let beside = find(like).filter(|beside| self.readers[*beside].attached)?;
+        let Reader { released, released_bytes, .. } = self.readers[beside];
+        assert!(!self.readers[slot].attached, "the {sink} has a cursor");
+        if released < self.forgotten {
+            return None;
+        }
+        self.readers[slot] = Reader {
+            sink,
+            taken: true,
+            attached: true,
+            read: released,
+            read_bytes: released_bytes,
+            released,
+            released_bytes,
+        };
+        Some(slot)
+    }
+
     pub(super) fn sink(&self, slot: usize) -> SinkName {
         self.readers[slot].sink
     }

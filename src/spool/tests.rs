@@ -43,6 +43,33 @@ fn an_outage_of_one_sink_does_not_stop_the_other() {
 }
 
 #[test]
+fn a_cursor_joins_where_another_stands_and_holds_what_follows() {
+    let dir = TempDir::new();
+    let spool = open(&dir, 10 * size(1000), 1 << 20, &[SinkName::Target, SinkName::Resync]);
+    let mut target = spool.cursor(SinkName::Target);
+    drop(spool.cursor(SinkName::Resync));
+    for seq in 0..30 {
+        spool.append(batch(seq, 1000)).unwrap();
+        target.next_blocking().unwrap();
+    }
+    target.release(through(9));
+    let mut late = spool.cursor_beside(SinkName::Resync, SinkName::Target).unwrap();
+    target.release(through(29));
+    for seq in 10..30 {
+        assert_eq!(*late.next_blocking().unwrap().unwrap(), batch(seq, 1000));
+    }
+    late.rewind().unwrap();
+    assert_eq!(late.next_blocking().unwrap().unwrap().seq, 10);
+    late.release(through(19));
+    drop(late);
+    assert_eq!((spool.usage().memory_bytes, spool.usage().disk_bytes), (0, 0));
+    let again = spool.cursor_beside(SinkName::Resync, SinkName::Target);
+    assert!(again.is_some(), "the place is free once its cursor is gone");
+    drop((target, again));
+    assert!(spool.cursor_beside(SinkName::Resync, SinkName::Target).is_none());
+}
+
+#[test]
 fn a_full_log_holds_the_appender_up_until_the_slowest_cursor_frees_room() {
     let dir = TempDir::new();
     let spool = open(&dir, 4 * size(1000), 0, &BOTH);

@@ -17,6 +17,9 @@ pub struct Report {
     #[serde(with = "lsn_text")]
     pub position: Lsn,
     pub tables: Vec<TableVerdict>,
+    /// Tables that were not compared, because they are being copied while the others stream.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// Rows of the source that were found equal on the target, whether in this pass or unchanged since an earlier one.
     pub rows_verified: u64,
     /// Rows whose content this pass looked at.
@@ -135,6 +138,7 @@ impl Report {
             rows_verified: tables.iter().filter(|table| table.equal).map(|table| table.rows_source).sum(),
             rows_compared,
             tables,
+            left_out: Vec::new(),
             held_ms: ms(held),
             duration_ms: ms(took),
         }

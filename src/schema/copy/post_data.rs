@@ -1,5 +1,7 @@
 //! What rows do not need and readers do: foreign keys, triggers, rules, policies, publications, refreshed views.
 
+use std::collections::BTreeSet;
+
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -8,7 +10,7 @@ use super::pre_data::read_section;
 use super::side_by_side::run_groups;
 use super::worker::{Step, Worker, left_of};
 use super::{CopyOptions, Steps};
-use crate::model::quote_identifier;
+use crate::model::{TableName, quote_identifier};
 use crate::schema::dump::{Entry, Section};
 use crate::schema::{Catalog, Error, Table, TableKind};
 use crate::wire;
@@ -27,14 +29,41 @@ pub async fn copy_post_data(
     steps: &Steps,
     stop: CancellationToken,
 ) -> Result<(), Error> {
+    copy(options, catalog, None, steps, stop).await
+}
+
+/// The same for tables that joined later: what stands on them, and foreign keys of others that refer to them. `ANALYZE`
+/// is left to the caller.
+pub async fn copy_post_data_of(
+    options: &CopyOptions,
+    catalog: &Catalog,
+    tables: &BTreeSet<TableName>,
+    steps: &Steps,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    copy(options, catalog, Some(tables), steps, stop).await
+}
+
+async fn copy(
+    options: &CopyOptions,
+    catalog: &Catalog,
+    only: Option<&BTreeSet<TableName>>,
+    steps: &Steps,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     let source = wire::connect(&options.source, "post-data").await.map_err(Error::Connect)?;
     let worker = Worker::open(options, &[], &stop).await?;
     let dump = read_section(options, catalog, Section::PostData, &source, &worker.session).await?;
     let mut plan = Plan::default();
-    for entry in dump.entries.iter().filter(|entry| !is_index_entry(entry, catalog) && !is_ours(entry)) {
+    let wanted = |entry: &&Entry| {
+        !is_index_entry(entry, catalog) && !is_ours(entry) && only.is_none_or(|tables| concerns(entry, tables, catalog))
+    };
+    for entry in dump.entries.iter().filter(wanted) {
         plan.take(entry, catalog);
     }
-    plan.analyze(catalog);
+    if only.is_none() {
+        plan.analyze(catalog);
+    }
     let total = plan.len();
     let done = worker.done().await?;
     let stages = plan.stages().map(|(steps, order)| (left_of(steps, &done), order));
@@ -49,6 +78,17 @@ pub async fn copy_post_data(
     }
     info!(step_count, "post-data copied");
     Ok(())
+}
+
+/// Whether it stands on one of the tables, or is a foreign key that refers to one.
+pub(super) fn concerns(entry: &Entry, tables: &BTreeSet<TableName>, catalog: &Catalog) -> bool {
+    let Some(relation) = entry.relation() else { return false };
+    let refers = || {
+        let name = entry.added_constraint()?;
+        let key = catalog.table(&relation)?.foreign_keys.iter().find(|key| key.name == name)?;
+        Some(tables.contains(&key.references))
+    };
+    tables.contains(&relation) || (entry.kind == "FK CONSTRAINT" && refers() == Some(true))
 }
 
 #[derive(Default)]

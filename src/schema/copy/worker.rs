@@ -46,7 +46,7 @@ impl Step {
     }
 
     /// What is recorded: the title, and a hash of the statements since two objects may share a title.
-    fn key(&self) -> String {
+    pub(super) fn key(&self) -> String {
         let bytes = self.statements.iter().flat_map(|statement| statement.bytes());
         let hash = bytes
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));

@@ -77,6 +77,7 @@ impl World {
         let options = apply::Options {
             endpoint: Endpoint::parse(&url_of(&server, "target")).unwrap(),
             migration: migration(),
+            lane: apply::Lane::Main,
             epoch: 1,
             start: None,
             filter: TableFilter { include: vec![pattern("*.*")], exclude: Vec::new() },
