@@ -8,7 +8,7 @@ use super::options::{ConfigFile, Output};
 /// The copy begins no further part of a table, and the target takes no more changes, until `resume` or a restart
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Parts that are being copied come to their end, so that no snapshot stays open on the source; the stream is kept in the spool."
+    after_help = "Parts that are being copied come to their end, so that no snapshot stays open on the source (a table without a key excepted); the stream is kept in the spool."
 )]
 pub(super) struct Arguments {
     #[command(flatten)]

@@ -170,10 +170,9 @@ async fn make_stream(
 /// A migration that has begun goes on with the rows it began with. A publication that is gone is told by the stream.
 async fn same_rows(config: &Config, source: &Session, catalog: &Catalog) -> Result<(), Error> {
     let publication = &config.source.publication.name;
-    if source::publication_tables(source, publication).await?.is_none() {
-        return Ok(());
-    }
-    let tables = catalog.row_tables().map(|table| &table.name);
+    // A table that joins is published when it is copied.
+    let published = source::publication_tables(source, publication).await?.unwrap_or_default();
+    let tables = catalog.row_tables().map(|table| &table.name).filter(|table| published.contains(table));
     match source::published_otherwise(source, publication, tables, &config.rows).await?.first() {
         Some(table) => Err(Error::OtherRows { publication: publication.clone(), table: (*table).clone() }),
         None => Ok(()),

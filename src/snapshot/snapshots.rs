@@ -45,6 +45,19 @@ impl Snapshots {
         Ok(next)
     }
 
+    /// Whether parts may be read under several.
+    pub(super) fn may_change(&self) -> bool {
+        self.age_max.is_some()
+    }
+
+    /// Nothing will be read for a while. Whoever still reads, or copies a table without key, keeps it until the end of that;
+    /// a table that is truncated or rewritten meanwhile is known by its file.
+    pub(super) async fn let_go(&self) {
+        if self.may_change() {
+            drop(self.current.lock().await.take());
+        }
+    }
+
     /// Ends the last one, when nobody reads under it any more.
     pub(super) async fn release(&self) {
         if let Some(holder) = self.current.lock().await.take().and_then(Arc::into_inner)

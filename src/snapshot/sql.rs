@@ -331,6 +331,20 @@ pub(super) mod tests {
         assert!(begin(&unit(vec![], 1), &migration).starts_with(r#"BEGIN; TRUNCATE ONLY "s"."t"; DELETE"#));
     }
 
+    #[test]
+    fn only_the_wanted_rows_are_read_in_every_pass() {
+        let wanted = |part_count| filtered(unit(vec![column("a", None)], part_count), "a = 1 OR b -- ours");
+        let condition = "(\na = 1 OR b -- ours\n)) TO STDOUT (FORMAT binary)";
+        let base = "7:7:".parse().unwrap();
+        let (migration, part) = ("m".parse().unwrap(), wanted(2));
+        let settle = Settle { copied: &part.of.copied, migration: &migration, base: &base };
+        let whole = copy_out(&wanted(1), None);
+        for out in [whole, copy_out(&part, None), copy_out(&part, Some(&base)), settle.kept_out(), settle.changed_out()]
+        {
+            assert!(out.ends_with(condition), "{out}");
+        }
+    }
+
     /// The id as it stands in a row: 32 bits of the snapshot's 64.
     #[test]
     fn a_part_read_under_a_later_snapshot_leaves_out_what_was_written_since() {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -95,7 +94,7 @@ async fn stopped_and_patience_over(stop: &CancellationToken) {
 async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
     let mut worker: Option<Worker<'_>> = None;
     while let Some(task) = attempt.next_task() {
-        wait_for_permission(attempt, &mut worker).await?;
+        wait_to_begin(attempt, worker.as_mut()).await?;
         if attempt.stop.is_cancelled() {
             return Err(Error::Stopped);
         }
@@ -114,16 +113,19 @@ async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits while the copy is held. The snapshot goes when it takes long, and what is left is read under another one.
-async fn wait_for_permission(attempt: &Attempt, worker: &mut Option<Worker<'_>>) -> Result<(), Error> {
+/// Waits until another unit may be begun. Who waits for longer keeps no snapshot meanwhile: what parts of a table were
+/// read under then and later is brought together as after a crash ([`super::settle`]).
+async fn wait_to_begin(attempt: &Attempt, worker: Option<&mut Worker<'_>>) -> Result<(), Error> {
     let throttle = &attempt.options.throttle;
-    if timeout(SNAPSHOT_KEPT, throttle.may_begin(&attempt.stop)).await.is_ok() {
-        return Ok(());
+    tokio::select! {
+        biased; // usually there is nothing to wait for
+        () = throttle.may_begin(&attempt.stop) => return Ok(()),
+        () = throttle.long_hold() => {}
     }
-    if let Some(worker) = worker {
+    attempt.snapshots.let_go().await;
+    if let Some(worker) = worker.filter(|_| attempt.snapshots.may_change()) {
         worker.let_go().await?;
     }
-    attempt.snapshots.release().await;
     throttle.may_begin(&attempt.stop).await;
     Ok(())
 }
@@ -170,11 +172,11 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Holds no snapshot from now on.
+    /// Ends the transaction on the source.
     async fn let_go(&mut self) -> Result<(), Error> {
         if self.adopted.take().is_some() {
             let ended = self.source.simple_query("COMMIT").await;
-            ended.map_err(|source| Error::Prepare { doing: "let the snapshot on the source go", source })?;
+            ended.map_err(|source| Error::Prepare { doing: "let go of the snapshot on the source", source })?;
         }
         Ok(())
     }

@@ -16,6 +16,10 @@ use super::sampler::{self, SampleError};
 use crate::telemetry::{chain, clock};
 use crate::wire::Session;
 
+/// A part that is read under another snapshot than those before it costs a pass over its table at the end, which is more
+/// than the source pays for a snapshot that is open for so long.
+const LONG_HOLD: Duration = Duration::from_secs(30);
+
 /// What is asked may take its statement's timeout several times over, and the way there and back.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -53,6 +57,15 @@ impl Throttle {
     /// Waits until a unit may be begun, or until `stop`. Ask before there is a snapshot.
     pub async fn may_begin(&self, stop: &CancellationToken) {
         self.wait_until(stop, Machine::may_begin).await;
+    }
+
+    /// Returns once a hold has lasted so long that it is worth giving a snapshot up for: at once in a pause.
+    pub async fn long_hold(&self) {
+        let paused = async { self.wait_until(&CancellationToken::new(), Machine::paused).await };
+        tokio::select! {
+            () = paused => {}
+            () = sleep(LONG_HOLD) => {}
+        }
     }
 
     /// Waits out the operator's pause.

@@ -6,7 +6,7 @@
 //!                                                     └ admit: between its chunks    (load up to a limit, rate)
 //! ```
 //!
-//! A pause lets units that are under way come to their end, so that nothing of ours holds a snapshot afterwards. Load
+//! A pause lets units that are under way come to their end; who then waits lets go of its snapshot ([`super::worker`]). Load
 //! stops them in the middle, by no longer reading their sockets; but a unit keeps its snapshot meanwhile, and so each may
 //! stand still for no longer than `hold_max` altogether, after which it is brought to its end whatever the load.
 //! A rate slows units down and bounds nothing: who asks for little must expect snapshots that stay open for long.
