@@ -23,9 +23,6 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 /// us, which no server notices: an idle holder waits for nobody. The attempt fails instead, lets it through, and begins
 /// again.
 const LOCK_TIMEOUT_MS: u32 = 3_000;
-/// A hold that is over sooner costs nobody the snapshot: taking another one means that the tables begun under this one
-/// have to be settled.
-const SNAPSHOT_KEPT: Duration = Duration::from_secs(5);
 
 /// What all workers of an attempt share.
 pub(super) struct Attempt {
