@@ -28,6 +28,16 @@ bench: ## micro-benchmarks, and copy and drain beside PostgreSQL's own
 	docker/setup.sh --for bench
 	$(CARGO) bench --locked $(BENCH)
 
+.PHONY: bench-long
+bench-long: ## the copy of 1, 10 and 100 million narrow rows: the ratio has to stay (30 GB of disk, half an hour)
+	docker/setup.sh --for bench
+	for scale in 10 100 1000; do BENCH_SET=narrow BENCH_SCALE=$$scale $(CARGO) bench --locked --bench copy || exit 1; done
+
+.PHONY: campaign
+campaign: ## the crash tests of `make test` RUNS times (10), each with another seed: 500 blows while copying, 300 kills
+	docker/setup.sh --for test
+	for run in $$(seq $(or $(RUNS),10)); do $(CARGO) test --locked --test live -- crash:: --nocapture || exit 1; done
+
 .PHONY: setup
 setup: ## install what demo, tests and benchmarks need (Debian, Ubuntu)
 	docker/setup.sh --for test

@@ -220,6 +220,8 @@ fn lsn(text: &str) -> u64 {
     text.parse::<changeover::model::Lsn>().unwrap().get()
 }
 
+const BLOWS: u32 = 50;
+
 /// What interrupts a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Blow {
@@ -307,12 +309,11 @@ async fn parts_more(target: &Db, wanted: usize) {
 }
 
 /// Daemon, source connections and target are killed while the tables are copied in parts, with snapshots that may live for
-/// a second. `CHANGEOVER_KILLS` makes it longer.
+/// a second. `make campaign` does it again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_blows_while_copying_cost_no_finished_part_and_no_row() {
     let seed = seed();
     let mut rng = Rng::with_seed(seed);
-    let blows = std::env::var("CHANGEOVER_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(50);
     let mut pair = Pair::of(15, 15);
     let source = pair.source.connect().await;
     let mut target = pair.target.connect().await;
@@ -342,7 +343,7 @@ async fn fifty_blows_while_copying_cost_no_finished_part_and_no_row() {
     let mut landed: BTreeMap<Blow, u32> = BTreeMap::new();
     let mut finished: Vec<String> = Vec::new();
     let began = Instant::now();
-    for _ in 0..blows {
+    for _ in 0..BLOWS {
         parts_more(&target, rng.usize(0..4)).await;
         thread::sleep(Duration::from_millis(rng.u64(0..200)));
         let now = finished_parts(&target).await;
@@ -383,7 +384,7 @@ async fn fifty_blows_while_copying_cost_no_finished_part_and_no_row() {
     let done = finished_parts(&target).await.len();
     println!("hit while copying: {landed:?}; {done} parts of item finished by then");
     assert!(done > 10, "only {done} parts were finished in all that time");
-    assert!(landed.values().sum::<u32>() >= blows / 2, "most blows came too late: {landed:?}");
+    assert!(landed.values().sum::<u32>() >= BLOWS / 2, "most blows came too late: {landed:?}");
     println!("the blows took {:?}", began.elapsed());
     target.exec(FAST_AGAIN).await;
     daemon.wait_for_phase("streaming");
