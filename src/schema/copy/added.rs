@@ -6,6 +6,7 @@ use tracing::{debug, info, warn};
 
 use super::post_data::concerns;
 use super::pre_data::read_section;
+use super::table_plan::{analyze, steps_of};
 use super::worker::{Step, Worker};
 use super::{CopyOptions, roles};
 use crate::model::{TableName, quote_literal};
@@ -153,15 +154,25 @@ impl Added<'_> {
             .collect();
         let mut sql = String::new();
         let migration = &options.migration;
+        let mut forget: BTreeSet<String> = self
+            .catalog
+            .tables
+            .iter()
+            .filter(|table| self.added.contains(&table.name))
+            .map(|it| analyze(it).title)
+            .collect();
         for entry in after.iter().filter(|entry| concerns(entry, self.added, self.catalog)) {
-            // A key is added in two steps. Their statements are not the entry's, so the hash behind the title differs.
-            let title = Step::of(entry).title;
-            let (one, other) = (quote_literal(&title), quote_literal(&format!("VALIDATE {title}")));
-            sql.push_str(&format!(
-                "DELETE FROM changeover.step WHERE migration = '{migration}' \
-                 AND pg_catalog.regexp_replace(step, ' [0-9a-f]{{16}}$', '') IN ({one}, {other});"
-            ));
+            // A foreign key is added in two steps. Their statements are not the entry's, so the hash behind the title
+            // differs.
+            let titles = steps_of(entry, self.catalog).into_iter().map(|step| step.title);
+            forget.extend(titles.flat_map(|title| [format!("VALIDATE {title}"), title]));
         }
+        let titles: Vec<String> = forget.iter().map(|title| quote_literal(title)).collect();
+        sql.push_str(&format!(
+            "DELETE FROM changeover.step WHERE migration = '{migration}' \
+             AND pg_catalog.regexp_replace(step, ' [0-9a-f]{{16}}$', '') IN ({});",
+            titles.join(", ")
+        ));
         let joins = |table: &Table| table.partition.as_ref().is_some_and(|it| !self.added.contains(&it.parent));
         let joining =
             |entry: &&Entry| entry.relation().and_then(|relation| self.catalog.table(&relation)).is_some_and(joins);
@@ -177,8 +188,9 @@ impl Added<'_> {
         let indexes: BTreeSet<String> =
             made_by_attach.iter().map(|entry| entry.added_constraint().unwrap_or_else(|| entry.name.clone())).collect();
         let attaches = after.iter().filter(|entry| entry.kind == "INDEX ATTACH" && indexes.contains(&entry.name));
-        for entry in made_by_attach.iter().copied().chain(attaches) {
-            let key = quote_literal(&Step::of(entry).key());
+        let steps = made_by_attach.iter().copied().chain(attaches).flat_map(|entry| steps_of(entry, self.catalog));
+        for step in steps {
+            let key = quote_literal(&step.key());
             sql.push_str(&format!(
                 "INSERT INTO changeover.step (migration, step) VALUES ('{migration}', {key}) ON CONFLICT DO NOTHING;"
             ));

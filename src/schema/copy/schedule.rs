@@ -175,6 +175,7 @@ mod tests {
             table: name(table),
             size_bytes,
             holds_rows: true,
+            keys_in_two: true,
             partitions: BTreeSet::new(),
             build: steps(build),
             then: steps(then),

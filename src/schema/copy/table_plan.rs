@@ -7,6 +7,8 @@ use crate::model::TableName;
 use crate::schema::dump::Entry;
 use crate::schema::{Catalog, Table, TableKind};
 
+const NOT_NULL_INHERITS_SINCE: u32 = 180_000;
+
 /// Everything of the post-data section that belongs to the tables themselves.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
@@ -21,6 +23,8 @@ pub(super) struct TablePlan {
     pub(super) size_bytes: u64,
     /// It has rows of its own, which must be there first.
     pub(super) holds_rows: bool,
+    /// Its keys are built as indexes first, and made keys afterwards.
+    pub(super) keys_in_two: bool,
     /// Its direct partitions: what is done here locks them, or looks at their rows.
     pub(super) partitions: BTreeSet<TableName>,
     /// Indexes. A build takes a SHARE lock, so they may be built side by side.
@@ -33,7 +37,7 @@ pub(super) struct TablePlan {
 impl Plan {
     pub(super) fn of(entries: &[Entry], catalog: &Catalog) -> Self {
         let mut tables: BTreeMap<&TableName, TablePlan> =
-            catalog.tables.iter().map(|table| (&table.name, TablePlan::of(table))).collect();
+            catalog.tables.iter().map(|table| (&table.name, TablePlan::of(table, catalog))).collect();
         for table in &catalog.tables {
             let parent = table.partition.as_ref().and_then(|partition| tables.get_mut(&partition.parent));
             if let Some(parent) = parent {
@@ -77,39 +81,62 @@ impl Plan {
 }
 
 impl TablePlan {
-    fn of(table: &Table) -> Self {
+    fn of(table: &Table, catalog: &Catalog) -> Self {
         Self {
             table: table.name.clone(),
             size_bytes: table.size_bytes,
             holds_rows: table.kind == TableKind::Ordinary,
+            keys_in_two: has_keys_in_two(table, catalog),
             partitions: BTreeSet::new(),
             build: Vec::new(),
             then: Vec::new(),
         }
     }
 
-    /// An index's entry, or a constraint's, with what follows its first statement: CLUSTER ON, REPLICA IDENTITY, columns'
-    /// statistics targets. Those need a stronger lock than the build. Asked for in the build's transaction, that would
-    /// wait for the other builds, which wait for it likewise, and cost an index when one gives up.
     fn take(&mut self, entry: &Entry) {
-        let mut after = Step::of(entry);
-        let build = match entry.kind.as_str() {
-            "INDEX" => {
-                let rest = after.statements.split_off(1);
-                let build = Step { statements: std::mem::replace(&mut after.statements, rest), ..after.clone() };
-                after.title = format!("SETTINGS OF {}", after.title);
-                Some(build)
-            }
-            _ => entry.key_in_two().filter(|_| self.holds_rows).map(|key| {
-                after.statements[0] = key.attach;
-                let schema = entry.schema.as_deref().unwrap_or("public");
-                Step { title: format!("INDEX {schema}.{}", key.name), statements: vec![key.build], ..after.clone() }
-            }),
-        };
+        let (build, after) = divided(entry, self.keys_in_two);
         self.build.extend(build);
-        if !after.statements.is_empty() {
-            self.then.push(after);
+        self.then.extend(after);
+    }
+}
+
+/// From PostgreSQL 18 on, NOT NULL is a constraint, and a key made of an index declares those of its columns anew: what a
+/// table had only inherited would then be its own.
+fn has_keys_in_two(table: &Table, catalog: &Catalog) -> bool {
+    let inherits = table.partition.is_some() || !table.inherits.is_empty();
+    table.kind == TableKind::Ordinary && !(inherits && catalog.server_version_num >= NOT_NULL_INHERITS_SINCE)
+}
+
+/// The steps that an index's or constraint's entry becomes: a build, and what follows its first statement (CLUSTER ON,
+/// REPLICA IDENTITY, columns' statistics targets). That needs a stronger lock than the build. Asked for in the build's
+/// transaction, it would wait for the other builds, which wait for it likewise, and cost an index when one gives up.
+fn divided(entry: &Entry, keys_in_two: bool) -> (Option<Step>, Option<Step>) {
+    let mut after = Step::of(entry);
+    let build = match entry.kind.as_str() {
+        "INDEX" => {
+            let rest = after.statements.split_off(1);
+            let build = Step { statements: std::mem::replace(&mut after.statements, rest), ..after.clone() };
+            after.title = format!("SETTINGS OF {}", after.title);
+            Some(build)
         }
+        _ => entry.key_in_two().filter(|_| keys_in_two).map(|key| {
+            after.statements[0] = key.attach;
+            let schema = entry.schema.as_deref().unwrap_or("public");
+            Step { title: format!("INDEX {schema}.{}", key.name), statements: vec![key.build], ..after.clone() }
+        }),
+    };
+    (build, Some(after).filter(|after| !after.statements.is_empty()))
+}
+
+/// The same for whoever has to know what is recorded of an entry.
+pub(super) fn steps_of(entry: &Entry, catalog: &Catalog) -> Vec<Step> {
+    let table = entry.relation().and_then(|relation| catalog.table(&relation));
+    match entry.kind.as_str() {
+        "INDEX" | "CONSTRAINT" => {
+            let (build, after) = divided(entry, table.is_some_and(|table| has_keys_in_two(table, catalog)));
+            build.into_iter().chain(after).collect()
+        }
+        _ => vec![Step::of(entry)],
     }
 }
 

@@ -94,22 +94,26 @@ async fn write_at_random(url: &str, dice: &mut fastrand::Rng) {
         sessions.push(Session { db, number, open: false, savepoints: Vec::new(), next_id: number });
     }
     let mut added = 0;
+    // A table that was altered or emptied is locked to its transaction's end: until then the others would wait for ever.
+    let mut locker: Option<usize> = None;
     for step in 0..STEPS {
-        let at = dice.usize(..SESSIONS);
+        let at = locker.unwrap_or_else(|| dice.usize(..SESSIONS));
         let alone = sessions.iter().enumerate().all(|(n, session)| n == at || !session.open);
         if alone && dice.u8(..20) == 0 && added < 3 {
             added += 1;
             let table = TABLES[dice.usize(..TABLES.len())];
             sessions[at].db.exec(&format!("ALTER TABLE {table} ADD added_{added} int")).await;
+            locker = Some(at);
         } else if alone && dice.u8(..12) == 0 {
             sessions[at].db.exec(&format!("TRUNCATE {}", TABLES[dice.usize(..TABLES.len())])).await;
+            locker = Some(at);
         } else {
             sessions[at].step(step, dice).await;
         }
-        // A table that was altered or emptied is locked to its transaction's end.
         if alone && dice.u8(..4) == 0 {
             sessions[at].end("COMMIT").await;
         }
+        locker = locker.filter(|at| sessions[*at].open);
     }
     for session in &mut sessions {
         session.end("COMMIT").await;
