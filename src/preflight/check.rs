@@ -16,7 +16,7 @@ pub async fn check(config: &Config) -> Report {
     if let Some(sides) = Box::pin(reach(config, &mut findings)).await {
         check_source(&sides, &mut findings).await;
         findings.add("target.replica_role", target::replica_role(&sides.target).await);
-        Box::pin(check_target(&sides, &mut findings)).await;
+        Box::pin(check_target(&sides, true, &mut findings)).await;
     }
     check_around(config, &mut findings).await;
     Report { findings: findings.0 }
@@ -33,7 +33,7 @@ pub async fn check_copy(config: &Config) -> Report {
         findings.add("source.select", source::select_privilege(side).await);
         findings.add("source.row_security", source::row_security(side).await);
         findings.add("source.tables", Ok(tables::any(side)));
-        Box::pin(check_target(&sides, &mut findings)).await;
+        Box::pin(check_target(&sides, false, &mut findings)).await;
     }
     Report { findings: findings.0 }
 }
@@ -85,7 +85,8 @@ async fn check_source(sides: &Sides<'_>, findings: &mut Findings) {
     findings.add("source.large_objects", Ok(tables::large_objects(side)));
 }
 
-async fn check_target(sides: &Sides<'_>, findings: &mut Findings) {
+/// `streams`: changes will follow the rows.
+async fn check_target(sides: &Sides<'_>, streams: bool, findings: &mut Findings) {
     let side = &sides.target;
     findings.add("target.version", target::version(sides).await);
     findings.add("target.primary", server::primary("target.primary", side).await);
@@ -111,10 +112,10 @@ async fn check_target(sides: &Sides<'_>, findings: &mut Findings) {
             findings.add("here.pg_dump", here::pg_dump(sides).await);
         }
         SnapshotMode::Data => {
-            findings.add_all("target.schema", contents::schema(sides).await);
+            findings.add_all("target.schema", contents::schema(sides, streams).await);
             findings.add("target.empty", contents::empty_tables(sides).await);
         }
-        SnapshotMode::None => findings.add_all("target.schema", contents::schema(sides).await),
+        SnapshotMode::None => findings.add_all("target.schema", contents::schema(sides, streams).await),
     }
 }
 

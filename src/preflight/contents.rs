@@ -72,8 +72,8 @@ pub(super) async fn empty_tables(sides: &Sides<'_>) -> Result<Finding, Error> {
     Ok(Finding::fail(check, format!("these tables hold rows: {}", listed(&filled)), remedy))
 }
 
-/// A finding for each difference, or one that there is none.
-pub(super) async fn schema(sides: &Sides<'_>) -> Result<Vec<Finding>, Error> {
+/// A finding for each difference, or one that there is none. Rows that nothing follows need no key to be found by.
+pub(super) async fn schema(sides: &Sides<'_>, streams: bool) -> Result<Vec<Finding>, Error> {
     let (source, target) = (&sides.source, &sides.target);
     let (here, there) = tokio::try_join!(
         schema::read_design(&source.session, &source.catalog),
@@ -86,7 +86,8 @@ pub(super) async fn schema(sides: &Sides<'_>) -> Result<Vec<Finding>, Error> {
         return Ok(vec![Finding::pass("target.schema", "every table fits, column by column")]);
     }
     let finding = |difference: &schema::Difference| {
-        let make = if difference.breaks() { Finding::fail } else { Finding::warn };
+        let missed = streams || !matches!(difference.kind, schema::DifferenceKind::MissingKey { .. });
+        let make = if difference.breaks() && missed { Finding::fail } else { Finding::warn };
         make("target.schema", difference.to_string(), difference.remedy.clone())
     };
     Ok(differences.iter().map(finding).collect())
