@@ -246,6 +246,14 @@ impl Broker {
         Setback { failure, error: Error::Send { topic: topic.to_owned(), source: cause } }
     }
 
+    /// The broker knows a newer epoch of this producer: another one has taken the id over, or it ended our transaction
+    /// itself. Either way none of ours is open any more.
+    pub(super) fn is_fenced(&self) -> bool {
+        use RDKafkaErrorCode::{Fenced, InvalidProducerEpoch, ProducerFenced};
+        let fatal = self.producer.client().fatal_error();
+        fatal.is_some_and(|(code, _)| [Fenced, InvalidProducerEpoch, ProducerFenced].contains(&code))
+    }
+
     fn failure_now(&self) -> Failure {
         if self.producer.client().fatal_error().is_some() { Failure::Lost } else { Failure::Spoilt }
     }

@@ -70,6 +70,7 @@ pub fn run(options: Options, ports: Ports) -> Result<(), Error> {
         encoder: Encoder::new(&options)?,
         bookmark: Counts::default(),
         broker: None,
+        fenced: false,
         stop_heard: false,
         settled: Settled::default(),
         last_warning: None,
@@ -89,6 +90,8 @@ struct Driver<'a> {
     /// Where the encoder's counting stood when the open Kafka transaction began.
     bookmark: Counts,
     broker: Option<Broker>,
+    /// The last producer ended because a newer one has its id, or because the broker ended its transaction.
+    fenced: bool,
     stop_heard: bool,
     settled: Settled,
     /// The last setback logged, so that one that repeats is logged once.
@@ -193,9 +196,11 @@ impl Driver<'_> {
         let stopping = self.stopping();
         match expected {
             None => self.make_topics(&position).map_err(Setback::of)?,
-            // Before another daemon is fenced by the new producer.
+            // Before another daemon is fenced by the new producer. If we are fenced, what is still open is not ours, but
+            // may be the claim of the daemon that took over.
             Some(expected) => {
-                let found = stored::read(self.options, &position, Until::Stable, &stopping).map_err(Setback::of)?;
+                let until = if self.fenced { Until::End } else { Until::Stable };
+                let found = stored::read(self.options, &position, until, &stopping).map_err(Setback::of)?;
                 if !expected.contains(&found.map(|stored| stored.signature)) {
                     return Err(Setback::for_good(Error::Superseded));
                 }
@@ -204,6 +209,7 @@ impl Driver<'_> {
         let broker = Broker::connect(self.options, &stopping)?;
         let found = stored::read(self.options, &position, Until::End, &stopping).map_err(Setback::of)?;
         self.broker = Some(broker);
+        self.fenced = false;
         let mark = found.as_ref().and_then(|stored| stored.mark);
         info!(position = ?mark.map(|mark| mark.position), again = expected.is_some(), "kafka sink connected");
         Ok(found.map(|stored| (stored.signature, stored.mark)))
@@ -256,7 +262,11 @@ impl Driver<'_> {
 
     /// Logs a setback when it is a new one. An error that needs somebody to act is the publisher's end.
     fn set_back(&mut self, setback: Setback) -> Result<Input, Error> {
-        let Some(failure) = setback.failure else { return Err(setback.error) };
+        let Some(mut failure) = setback.failure else { return Err(setback.error) };
+        if failure == Failure::Lost && self.broker.as_ref().is_some_and(Broker::is_fenced) {
+            failure = Failure::Fenced;
+            self.fenced = true;
+        }
         let text = chain(&setback.error);
         if self.last_warning.as_ref() != Some(&text) {
             warn!(error = text, ?failure, "kafka sink set back, it will try again");

@@ -37,6 +37,9 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// First pause before trying again; it doubles up to the longest.
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How long a fenced publisher waits before it looks whose the migration is: the one that fenced it reads the position
+/// first and claims the migration then. Too short would have the older one fence back.
+const FENCED_PAUSE: Duration = Duration::from_secs(3);
 
 /// Who wrote a position record and which of its records it is. Two records are the same iff these are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +76,9 @@ pub(super) enum Failure {
     Spoilt,
     /// The producer cannot go on. Whether a commit that was under way went through is unknown.
     Lost,
+    /// As `Lost`, and a newer producer has this one's id, or the broker ended the transaction by itself: nothing of
+    /// ours is open any more.
+    Fenced,
 }
 
 /// Performed in order. When one fails the rest of the list is dropped and the machine is told.
@@ -240,7 +246,7 @@ impl Machine {
                 }
                 quiet => State::Idle { quiet },
             },
-            (State::Idle { .. }, Input::Failed(_)) => self.lost(None, false, 0, now),
+            (State::Idle { .. }, Input::Failed(failure)) => self.lost(failure, None, false, now),
 
             (State::Open(mut window), Input::Arrived(batch)) => {
                 let piece = self.take(batch);
@@ -253,10 +259,7 @@ impl Machine {
                 effects.push(Effect::Abort);
                 State::Aborting(window)
             }
-            (State::Open(window), Input::Failed(Failure::Unfinished | Failure::Lost)) => {
-                let attempt = window.attempt;
-                self.lost(Some(window), false, attempt, now)
-            }
+            (State::Open(window), Input::Failed(failure)) => self.lost(failure, Some(window), false, now),
 
             (State::Flushing { window, .. }, Input::Flushed) => {
                 effects.push(Effect::Commit);
@@ -270,10 +273,7 @@ impl Machine {
                 State::Flushing { window, next_at: None }
             }
             // The commit was not asked for, so the window is not in Kafka; reading the position will say the same.
-            (State::Flushing { window, .. }, Input::Failed(Failure::Lost)) => {
-                let attempt = window.attempt;
-                self.lost(Some(window), true, attempt, now)
-            }
+            (State::Flushing { window, .. }, Input::Failed(failure)) => self.lost(failure, Some(window), true, now),
 
             (State::Ending { window, .. }, Input::Committed) => self.committed(&window, now, effects),
             // Each try waits for the broker by itself, so the pause between them need not grow.
@@ -284,10 +284,7 @@ impl Machine {
                 effects.push(Effect::Commit);
                 State::Ending { window, next_at: None }
             }
-            (State::Ending { window, .. }, Input::Failed(Failure::Spoilt | Failure::Lost)) => {
-                let attempt = window.attempt;
-                self.lost(Some(window), true, attempt, now)
-            }
+            (State::Ending { window, .. }, Input::Failed(failure)) => self.lost(failure, Some(window), true, now),
 
             (State::Aborting(window), Input::Aborted) => {
                 if self.stop_at.is_some() {
@@ -296,10 +293,7 @@ impl Machine {
                 let next_at = now + backoff(window.attempt);
                 State::Resting { window, next_at }
             }
-            (State::Aborting(window), Input::Failed(_)) => {
-                let attempt = window.attempt;
-                self.lost(Some(window), false, attempt, now)
-            }
+            (State::Aborting(window), Input::Failed(failure)) => self.lost(failure, Some(window), false, now),
             (State::Resting { window, next_at }, Input::Due) if next_at <= now => self.resend(window, now, effects),
             (State::Resting { window, next_at }, Input::Due) => State::Resting { window, next_at },
 
@@ -417,11 +411,13 @@ impl Machine {
         if window.pieces.is_empty() { self.seal(window, effects) } else { self.close_if_ripe(window, now, effects) }
     }
 
-    fn lost(&self, window: Option<Window>, sealed: bool, attempt: u32, now: Instant) -> State {
+    fn lost(&self, failure: Failure, window: Option<Window>, sealed: bool, now: Instant) -> State {
         if self.stop_at.is_some() {
             return State::Ended;
         }
-        State::Reviving { window, sealed, attempt, next_at: now + backoff(attempt) }
+        let attempt = window.as_ref().map_or(0, |window| window.attempt);
+        let pause = if failure == Failure::Fenced { FENCED_PAUSE } else { backoff(attempt) };
+        State::Reviving { window, sealed, attempt, next_at: now + pause }
     }
 
     fn stop(&mut self, state: State, now: Instant, effects: &mut Effects) -> State {

@@ -45,7 +45,7 @@ struct Broker {
 impl Broker {
     /// Performs one effect; `fail` says how it goes wrong. Returns what the machine is told.
     fn perform(&mut self, effect: &Effect, fail: Option<(Failure, bool)>) -> Option<Input> {
-        if let (Effect::Commit, Some((Failure::Lost, true))) = (effect, fail) {
+        if let (Effect::Commit, Some((Failure::Lost | Failure::Fenced, true))) = (effect, fail) {
             // It obeys, but the answer is lost.
             self.commit();
             self.unanswered_count += 1;
@@ -171,7 +171,8 @@ impl Run<'_> {
     fn perform(&mut self, broker: &mut Broker, effects: Vec<Effect>) -> Option<Input> {
         effects.iter().find_map(|effect| {
             let fails = self.random.u32(0..100) < self.failing;
-            let failure = match (effect, self.random.u32(0..3)) {
+            let failure = match (effect, self.random.u32(0..4)) {
+                (_, 3) => Failure::Fenced,
                 (Effect::Flush | Effect::Commit, 0) => Failure::Unfinished,
                 (Effect::Commit, _) | (_, 0) => Failure::Lost,
                 (_, _) => Failure::Spoilt,
@@ -350,8 +351,10 @@ fn another_daemons_position_ends_the_publisher_before_it_fences_the_other() {
     let now = Instant::now();
     let mut machine = idle(now);
     machine.on(small(1), now);
-    machine.on(Input::Failed(Failure::Lost), now);
+    machine.on(Input::Failed(Failure::Fenced), now);
+    // The other one has to read the position before it can write its own.
     let due = machine.due().unwrap();
+    assert!(due >= now + Duration::from_secs(3));
     let effects = machine.on(Input::Due, due);
     let ours = Some(Signature { writer: "me".into(), serial: 0 });
     assert_eq!(effects, [Effect::Revive { expected: Some(vec![ours]) }]);

@@ -25,6 +25,7 @@ use rdkafka::config::ClientConfig;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::stream::{Cut, assert_exactly_once, murmur2, options, whole_stream};
@@ -87,6 +88,16 @@ impl Publisher {
 
     fn end(mut self) -> Result<(), Error> {
         self.batches = None;
+        self.thread.join().unwrap()
+    }
+
+    /// Waits until it ends by itself: one that is told to end while it waits to try again ends without trying.
+    fn own_end(self) -> Result<(), Error> {
+        let until = Instant::now() + PATIENCE;
+        while !self.thread.is_finished() {
+            assert!(Instant::now() < until, "the publisher has not ended in time");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         self.thread.join().unwrap()
     }
 
@@ -252,7 +263,7 @@ fn an_older_daemon_is_fenced_and_ends_without_fencing_back() {
     newer.wait_for_claim();
     // What the older one still has goes nowhere. It may be gone before it has taken all.
     batches[half..].iter().take_while(|batch| older.feed(batch).is_ok()).for_each(drop);
-    let error = older.end().unwrap_err();
+    let error = older.own_end().unwrap_err();
     assert!(matches!(error, Error::Superseded), "{error}");
     assert!(matches!(error.disposition(), Disposition::Halt { .. }));
 
