@@ -7,7 +7,8 @@ use crate::model::{Batch, Lsn, Position, Transaction};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     pub(super) position: Position,
-    /// When `position.ordinal` is above zero: the end of the transaction it counts in.
+    /// When `position.ordinal` is above zero: the commit of the transaction it counts in. Not its end, which parts
+    /// before the last one do not know.
     pub(super) inside: Option<Lsn>,
 }
 
@@ -33,7 +34,7 @@ impl Mark {
         let after = match batch.transactions.last() {
             Some(last) if !last.part.ends() => Self {
                 position: Position { commit_end: batch.through, ordinal: after_ordinal(last) },
-                inside: Some(last.end),
+                inside: Some(last.commit),
             },
             Some(_) | None => Self::after(batch.through),
         };
@@ -43,14 +44,15 @@ impl Mark {
     /// What of `transaction` is beyond `done`.
     pub(super) fn rest(done: Option<Self>, transaction: &Transaction) -> Rest {
         let Some(done) = done else { return Rest::From(0) };
-        let complete = (transaction.end, true, 0);
-        let this_part =
-            if transaction.part.ends() { complete } else { (transaction.end, false, after_ordinal(transaction)) };
+        // The least its end can be: whatever ended there or further on is this transaction or a later one.
+        let least = transaction.commit.next();
+        let complete = (least, true, 0);
+        let this_part = if transaction.part.ends() { complete } else { (least, false, after_ordinal(transaction)) };
         if complete <= done.order() {
             Rest::Complete
         } else if this_part <= done.order() {
             Rest::Counted
-        } else if done.inside == Some(transaction.end) {
+        } else if done.inside == Some(transaction.commit) {
             Rest::From(done.position.ordinal)
         } else {
             Rest::From(0)
@@ -59,7 +61,8 @@ impl Mark {
 
     /// Marks in stream order: by the transaction they stand in or behind, inside before behind.
     fn order(&self) -> (Lsn, bool, u64) {
-        (self.inside.unwrap_or(self.position.commit_end), self.inside.is_none(), self.position.ordinal)
+        let reached = self.inside.map_or(self.position.commit_end, Lsn::next);
+        (reached, self.inside.is_none(), self.position.ordinal)
     }
 }
 
@@ -74,7 +77,7 @@ mod tests {
     use crate::model::Part;
 
     fn inside(commit_end: u64, ordinal: u64, end: u64) -> Mark {
-        Mark { position: Position { commit_end: lsn(commit_end), ordinal }, inside: Some(lsn(end)) }
+        Mark { position: Position { commit_end: lsn(commit_end), ordinal }, inside: Some(lsn(end - 1)) }
     }
 
     fn part(part: Part, first_ordinal: u64, count: usize) -> Transaction {
@@ -113,5 +116,19 @@ mod tests {
         assert_eq!(Mark::rest(done, &part(Part::Last, 5, 0)), Rest::From(5));
         assert_eq!(Mark::rest(done, &transaction(300, Part::Whole, 0, vec![insert(1)])), Rest::From(0));
         assert_eq!(Mark::rest(None, &part(Part::Whole, 0, 1)), Rest::From(0));
+    }
+
+    /// PITFALLS 2: the commit record of one transaction may begin where that of the one before ends, and a part before
+    /// the last one has no other end than its commit.
+    #[test]
+    fn a_part_is_not_taken_for_its_neighbour_and_is_found_again_in_the_whole() {
+        let done = Some(Mark::after(lsn(199)));
+        let first = part(Part::First, 0, 3);
+        assert_eq!((first.commit, first.end), (lsn(199), lsn(199)));
+        assert_eq!(Mark::rest(done, &first), Rest::From(0));
+        let within = Mark::advanced(done, &batch(1, 199, vec![first]));
+        assert_eq!(within, inside(199, 3, 200));
+        assert_eq!(Mark::rest(Some(within), &part(Part::Whole, 0, 5)), Rest::From(3));
+        assert_eq!(Mark::rest(Some(within), &part(Part::Last, 2, 3)), Rest::From(3));
     }
 }

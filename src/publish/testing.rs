@@ -69,11 +69,13 @@ pub(super) fn insert(id: u64) -> Change {
 }
 
 /// A transaction whose commit record ends at `end`.
+/// As the decoder makes it: a part before the last one ends at its commit, for all it knows.
 pub(super) fn transaction(end: u64, part: Part, first_ordinal: u64, changes: Vec<Change>) -> Transaction {
+    let commit = lsn(end - 1);
     Transaction {
         xid: Xid(750),
-        commit: lsn(end - 1),
-        end: lsn(end),
+        commit,
+        end: if part.ends() { lsn(end) } else { commit },
         committed_at_us: 1_700_000_000_123_456,
         origin: None,
         part,

@@ -72,7 +72,7 @@ impl Broker {
                     let Rest::From(from) = Mark::rest(piece.done, transaction) else { continue };
                     let changes =
                         transaction.first_ordinal..transaction.first_ordinal + transaction.changes.len() as u64;
-                    let rest = changes.filter(|ordinal| *ordinal >= from).map(|ordinal| (transaction.end, ordinal));
+                    let rest = changes.filter(|ordinal| *ordinal >= from).map(|ordinal| (transaction.commit, ordinal));
                     self.open.as_mut().expect("records need a transaction").0.extend(rest);
                 }
                 None
@@ -136,8 +136,8 @@ fn stream() -> Vec<Arc<Batch>> {
 fn every_change(batches: &[Arc<Batch>]) -> Vec<Published> {
     let of = |transaction: &Transaction| {
         let ordinals = transaction.first_ordinal..transaction.first_ordinal + transaction.changes.len() as u64;
-        let end = transaction.end;
-        ordinals.map(move |ordinal| (end, ordinal)).collect::<Vec<_>>()
+        let commit = transaction.commit;
+        ordinals.map(move |ordinal| (commit, ordinal)).collect::<Vec<_>>()
     };
     batches.iter().flat_map(|batch| &batch.transactions).flat_map(of).collect()
 }
@@ -210,7 +210,7 @@ fn walk(seed: u64) -> Broker {
         // Everything settled was confirmed and does not come again; what is not comes from the transaction's start.
         let resumed = broker.position.as_ref().and_then(|(_, mark)| *mark).map(|mark| mark.position.commit_end);
         let first = batches.iter().position(|batch| {
-            batch.transactions.iter().any(|transaction| Some(transaction.end) > resumed)
+            batch.transactions.iter().any(|transaction| Some(transaction.end_at_least()) > resumed)
                 || Some(batch.through) > resumed
         });
         let Some(first) = first else { break };
@@ -303,7 +303,7 @@ fn a_transaction_in_parts_is_kept_whole_up_to_its_bound() {
     machine.on(part(1, Part::First, 15), now);
     let effects = machine.on(part(2, Part::Middle, 15), now);
     assert_eq!(names(&effects), ["produce", "seal", "flush"], "larger than its bound");
-    let expected = Mark { position: Position { commit_end: lsn(50), ordinal: 30 }, inside: Some(lsn(900)) };
+    let expected = Mark { position: Position { commit_end: lsn(50), ordinal: 30 }, inside: Some(lsn(899)) };
     assert!(matches!(&effects[1], Effect::Seal { mark: Some(mark), .. } if *mark == expected), "{effects:?}");
 
     let mut machine = idle(now);
