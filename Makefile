@@ -10,7 +10,7 @@ help: ## this list
 demo: ## migrate a live database between two throw-away clusters, with clients writing to it (under two minutes after the build)
 	docker/setup.sh --for demo
 	$(CARGO) build --release --locked
-	target/release/changeover demo $(DEMO)
+	$(or $(CARGO_TARGET_DIR),target)/release/changeover demo $(DEMO)
 
 .PHONY: test
 test: ## every test: units, properties, real servers of every version, a real broker
