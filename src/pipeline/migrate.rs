@@ -208,6 +208,7 @@ pub(super) async fn schema_options(config: &Config, source_major: u32) -> Result
         target: config.target.endpoint.clone(),
         migration: config.migration.clone(),
         pg_dump: schema::find_pg_dump(source_major, config.snapshot.pg_dump.as_deref()).await?,
+        post_data: Arc::default(),
         workers: config.snapshot.index_workers,
         maintenance_work_mem: memory.map(|bytes| format!("{}kB", bytes / 1024)),
         parallel_maintenance_workers: config.snapshot.index_parallel_workers,

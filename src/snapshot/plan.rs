@@ -49,6 +49,12 @@ pub(super) struct Blocks {
     pub(super) to: Option<u64>,
 }
 
+/// A table that is cut at all is cut into this many parts, where they are not too small to be worth it: at the end of a
+/// table, workers wait for whoever copies its last part.
+const PARTS_WANTED: u64 = 64;
+/// Parts that are only cut for the sake of [`PARTS_WANTED`] are not smaller than this share of what a part may be.
+const SMALLEST_SHARE: u64 = 8;
+
 /// How many parts a table is copied in. TOAST counts into the size, since a part reads its share of both.
 ///
 /// Before PostgreSQL 14 there is no TID range scan, and every part would read the whole table.
@@ -57,8 +63,13 @@ pub(super) fn cut(table: &Table, destination: &Destination, source_version: u32,
     if source_version < 140_000 || !destination.may_be_split {
         return Cut { part_count: 1, block_count };
     }
-    let wanted = table.size_bytes.div_ceil(split_bytes.max(1)).min(block_count);
-    Cut { part_count: u32::try_from(wanted).unwrap_or(u32::MAX).max(1), block_count }
+    let split_bytes = split_bytes.max(1);
+    if table.size_bytes <= split_bytes {
+        return Cut { part_count: 1, block_count };
+    }
+    let smallest = (split_bytes / SMALLEST_SHARE).max(1);
+    let wanted = PARTS_WANTED.min(table.size_bytes / smallest).max(table.size_bytes.div_ceil(split_bytes));
+    Cut { part_count: u32::try_from(wanted.min(block_count)).unwrap_or(u32::MAX).max(1), block_count }
 }
 
 /// What is left of all tables, the largest units first: what is begun last should be small, or the others wait for it.
@@ -91,7 +102,22 @@ impl Cut {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sql::tests::unit;
     use super::*;
+
+    #[test]
+    fn a_large_table_has_enough_parts_and_none_is_tiny_or_too_large() {
+        const MIB: u64 = 1 << 20;
+        let parts = |size_mib: u64, split_mib: u64| {
+            let Copied { table, destination, .. } = unit(vec![], 1).of.copied.clone();
+            let sized = Table { size_bytes: size_mib * MIB, block_count: size_mib * 128, ..table };
+            cut(&sized, &destination, 150_000, split_mib * MIB).part_count
+        };
+        assert_eq!([parts(0, 128), parts(128, 128), parts(129, 128)], [1, 1, 8], "what is not larger stays whole");
+        assert_eq!([parts(1024, 128), parts(8192, 128)], [64, 64]);
+        assert_eq!(parts(1 << 20, 128), 8192, "a part is never larger than asked for");
+        assert_eq!([parts(3, 1), parts(100, 1)], [24, 100]);
+    }
 
     #[test]
     fn parts_hold_every_block_once_and_have_no_end() {

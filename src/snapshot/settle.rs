@@ -56,6 +56,7 @@ impl Worker<'_> {
 
     async fn pass(&mut self, copied: &Copied, out: &str, into: &str) -> Result<Moved, Error> {
         let counts = super::progress::Counts::default();
-        self.move_rows(&copied.table.name, out, into, &counts).await
+        self.ask(&copied.table.name, out).await?;
+        self.move_rows(&copied.table.name, into, &counts, None).await
     }
 }

@@ -45,6 +45,13 @@ impl Snapshots {
         Ok(next)
     }
 
+    /// Whether the next part would be read under `holder` as well. A snapshot that is just being changed is another one.
+    pub(super) fn stays(&self, holder: &Arc<Holder>) -> bool {
+        let Ok(current) = self.current.try_lock() else { return false };
+        let is_young = self.age_max.is_none_or(|age_max| holder.age() < age_max);
+        is_young && current.as_ref().is_some_and(|current| Arc::ptr_eq(current, holder))
+    }
+
     /// Whether parts may be read under several.
     pub(super) fn may_change(&self) -> bool {
         self.age_max.is_some()

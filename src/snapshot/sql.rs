@@ -262,7 +262,7 @@ pub(super) mod tests {
     }
 
     /// The last of `part_count` parts of a table of ten blocks.
-    fn unit(columns: Vec<Column>, part_count: u32) -> Unit {
+    pub(in super::super) fn unit(columns: Vec<Column>, part_count: u32) -> Unit {
         let table = Table {
             name: TableName::new("s", "t"),
             oid: 1,

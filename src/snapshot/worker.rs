@@ -54,6 +54,12 @@ impl Attempt {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
+    fn next_unit_if(&self, suits: impl FnOnce(&Unit) -> bool) -> Option<Unit> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let front = queue.pop_front_if(|task| matches!(task, Task::Copy(unit) if suits(unit)));
+        front.and_then(|task| if let Task::Copy(unit) = task { Some(unit) } else { None })
+    }
+
     /// The snapshot to read the next unit under.
     pub(super) async fn newest(&self) -> Result<Arc<Holder>, Error> {
         let is_left = |name: &&TableName| self.progress.table(name).state() != CopyState::Copied;
@@ -99,9 +105,9 @@ async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
             Some(worker) => worker,
             none => none.insert(Worker::open(attempt).await?),
         };
-        match task {
-            Task::Copy(unit) => worker.copy(&unit).await?,
-            Task::Complete(of) => worker.complete(&of).await?,
+        if let Err(error) = worker.work_on(task).await {
+            worker.cancel_source().await;
+            return Err(error);
         }
     }
     if let Some(worker) = worker {
@@ -133,6 +139,8 @@ pub(super) struct Worker<'a> {
     pub(super) target: RawConnection,
     /// The snapshot that our transaction on the source reads under.
     adopted: Option<Arc<Holder>>,
+    /// The source has been asked for this unit already, under `adopted`.
+    ahead: Option<Unit>,
 }
 
 impl<'a> Worker<'a> {
@@ -149,7 +157,7 @@ impl<'a> Worker<'a> {
             "SET synchronous_commit = off"
         };
         target.simple_query(settings).await.map_err(doing("prepare the target for the copy"))?;
-        Ok(Self { attempt, source, target, adopted: None })
+        Ok(Self { attempt, source, target, adopted: None, ahead: None })
     }
 
     /// Reads under this snapshot from now on.
@@ -178,22 +186,44 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// Does a task, and the units that the source was asked for ahead of their turn.
+    async fn work_on(&mut self, task: Task) -> Result<(), Error> {
+        match task {
+            Task::Copy(unit) => self.copy(&unit).await?,
+            Task::Complete(of) => self.complete(&of).await?,
+        }
+        while let Some(unit) = self.ahead.take() {
+            let holder = self.adopted.clone().expect("it was asked for under a snapshot");
+            self.copy_asked(&unit, &holder).await?;
+        }
+        Ok(())
+    }
+
     async fn copy(&mut self, unit: &Unit) -> Result<(), Error> {
+        let (holder, base) = self.snapshot_for(&unit.of).await?;
+        self.adopt(&holder).await?;
+        self.ask(&unit.of.copied.table.name, &sql::copy_out(unit, base.as_ref())).await?;
+        self.copy_asked(unit, &holder).await
+    }
+
+    async fn copy_asked(&mut self, unit: &Unit, holder: &Arc<Holder>) -> Result<(), Error> {
         let name = &unit.of.copied.table.name;
         let counts = self.attempt.progress.table(name);
         counts.enter(CopyState::Copying);
-        let (holder, base) = self.snapshot_for(&unit.of).await?;
-        self.adopt(&holder).await?;
         let begun = self.target.simple_query(&sql::begin(unit, &self.attempt.options.migration)).await;
         begun.map_err(Error::copy(name, "empty the target's table"))?;
-        let (out, into) = (sql::copy_out(unit, base.as_ref()), sql::copy_in(&unit.of.copied));
-        let moved = self.move_rows(name, &out, &into, &counts).await?;
+        let moved = self.move_rows(name, &sql::copy_in(&unit.of.copied), &counts, Some((&*unit.of, holder))).await?;
         holder.confirm().await?;
-        self.record(unit, &holder, moved).await?;
+        self.record(unit, holder, moved).await?;
         if unit.of.part_recorded(&holder.snapshot) {
             self.complete(&unit.of).await?;
         }
         Ok(())
+    }
+
+    /// Asks the source for rows, which [`Self::move_rows`] takes up.
+    pub(super) async fn ask(&mut self, name: &TableName, out: &str) -> Result<(), Error> {
+        self.source.ask_copy_out(out).await.map_err(Error::copy(name, "read the source"))
     }
 
     /// What the next part of a table is read under, and the table's first snapshot where that is another one.
@@ -222,22 +252,34 @@ impl<'a> Worker<'a> {
         Ok(begun)
     }
 
-    /// One COPY into another. Leaves both sides inside their transactions.
+    /// Moves the rows that the source was asked for. Leaves the target inside its transaction; the source as well, where
+    /// it may be reading the next unit already: who copies a unit says of which table and under what.
     pub(super) async fn move_rows(
         &mut self,
         name: &TableName,
-        out: &str,
         into: &str,
         counts: &Counts,
+        unit: Option<(&TableCopy, &Arc<Holder>)>,
     ) -> Result<Moved, Error> {
         let failed = |doing| Error::copy(name, doing);
-        let mut rows = self.source.copy_out(out).await.map_err(failed("read the source"))?;
+        let mut rows = self.source.copy_out_asked().await.map_err(failed("read the source"))?;
         let mut into = self.target.copy_in(into).await.map_err(failed("write to the target"))?;
         let mut moved = Moved::default();
         let pace = self.attempt.options.throttle.pace();
         let forwarded = forward(&mut rows, &mut into, counts, &mut moved, pace, &self.attempt.stop).await;
+        let sent = rows.row_count();
         let taken = match forwarded {
-            Ok(Ended::AtTheEnd) => into.finish().await.map_err(failed("write to the target")),
+            Ok(Ended::AtTheEnd) => {
+                // The target has still to take in what the sockets hold.
+                if let Some((of, holder)) = unit
+                    && let Some((next, out)) = next_ahead(self.attempt, of, holder)
+                {
+                    let table = next.of.copied.table.name.clone();
+                    self.source.ask_copy_out(&out).await.map_err(Error::copy(&table, "read the source"))?;
+                    self.ahead = Some(next);
+                }
+                into.finish().await.map_err(failed("write to the target"))
+            }
             Ok(Ended::Stopped) => {
                 let given_up = into.fail("the copy was stopped").await;
                 debug!(table = %name, ?given_up, "copy stopped");
@@ -245,7 +287,6 @@ impl<'a> Worker<'a> {
             }
             Err((doing, source)) => Err(failed(doing)(source)),
         };
-        let sent = rows.row_count();
         match taken {
             Ok(taken) if sent == Some(taken) => {
                 counts.settle(&moved, taken);
@@ -257,7 +298,6 @@ impl<'a> Worker<'a> {
             }
             Err(error) => {
                 counts.take_back(&moved);
-                self.cancel_source().await;
                 Err(error)
             }
         }
@@ -265,7 +305,9 @@ impl<'a> Worker<'a> {
 
     /// Spares the source's log a lost connection in the middle of a copy.
     async fn cancel_source(&self) {
-        if let Err(error) = self.source.cancel_token().cancel().await {
+        if self.source.is_in_copy()
+            && let Err(error) = self.source.cancel_token().cancel().await
+        {
             debug!(%error, "the copy on the source could not be cancelled");
         }
     }
@@ -312,6 +354,28 @@ impl<'a> Worker<'a> {
             }
         }
     }
+}
+
+/// The next unit in the queue, and what to ask the source for, if it can be read under `holder` and without a look at the
+/// target first. After the last unit of a split table none can: settling it needs the source.
+fn next_ahead(attempt: &Attempt, of: &TableCopy, holder: &Arc<Holder>) -> Option<(Unit, String)> {
+    if attempt.stop.is_cancelled() || !attempt.options.throttle.may_begin_now() || !attempt.snapshots.stays(holder) {
+        return None;
+    }
+    let suits = |unit: &Unit| {
+        let same_table = std::ptr::eq(&*unit.of, of);
+        match unit.of.begun.get() {
+            None => !unit.of.is_split() && !of.is_split(),
+            Some(begun) => {
+                let same_holder = begun.pinned().is_none_or(|pinned| Arc::ptr_eq(&pinned, holder));
+                same_table && same_holder && attempt.same_file(holder, &unit.of.copied.table.name, begun).is_ok()
+            }
+        }
+    };
+    let unit = attempt.next_unit_if(suits)?;
+    let base = unit.of.begun.get().map(|begun| &begun.base).filter(|base| **base != holder.snapshot);
+    let out = sql::copy_out(&unit, base);
+    Some((unit, out))
 }
 
 /// Counted while it travels; `frames` is nearly the number of rows, which the servers know exactly at the end.

@@ -48,8 +48,27 @@ pub struct CopyIn<'a> {
 impl RawConnection {
     /// Begins a `COPY … TO STDOUT`.
     pub async fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>, Error> {
-        self.begin_copy(sql, b'H').await?;
+        self.ask_copy_out(sql).await?;
+        self.copy_out_asked().await
+    }
+
+    /// Asks for a `COPY … TO STDOUT` without waiting for the answer: the server reads ahead, as far as the socket's
+    /// buffers go, until [`Self::copy_out_asked`] takes it up. Nothing else can be asked meanwhile.
+    pub async fn ask_copy_out(&mut self, sql: &str) -> Result<(), Error> {
+        self.ask(sql).await?;
+        self.in_copy = true;
+        Ok(())
+    }
+
+    /// Takes up what [`Self::ask_copy_out`] has asked for.
+    pub async fn copy_out_asked(&mut self) -> Result<CopyOut<'_>, Error> {
+        self.await_copy(b'H').await?;
         Ok(CopyOut { connection: self, row_count: None })
+    }
+
+    /// A copy was asked for or begun, and not brought to its end.
+    pub fn is_in_copy(&self) -> bool {
+        self.in_copy
     }
 
     /// Begins a `COPY … FROM STDIN`.
@@ -61,6 +80,10 @@ impl RawConnection {
     /// Asks for a copy and waits for the server's word (`answer`) that it has begun.
     pub(super) async fn begin_copy(&mut self, sql: &str, answer: u8) -> Result<(), Error> {
         self.ask(sql).await?;
+        self.await_copy(answer).await
+    }
+
+    async fn await_copy(&mut self, answer: u8) -> Result<(), Error> {
         let message = self.next().await?;
         match message.tag {
             tag if tag == answer => {

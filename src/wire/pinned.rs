@@ -43,6 +43,8 @@ const PINNED: &[Pinned] = &[
     // What we say is settled must survive a crash of the server. Where less is enough it is asked for; more
     // (`remote_apply`) would let the slowest standby set the pace of the stream.
     ("synchronous_commit", "on", 0),
+    // Our larger queries look at catalogs: compiling one takes longer than running it.
+    ("jit", "off", 0),
     // We try what a role may do by doing it.
     ("exit_on_error", "off", 0),
     ("client_min_messages", "warning", 0),

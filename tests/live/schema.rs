@@ -1,6 +1,7 @@
 //! A schema's way to the target: what arrives is what was there.
 
 use std::process::Command;
+use std::sync::Arc;
 
 use changeover::model::{MigrationName, TableFilter, TableName, TablePattern};
 use changeover::schema::{
@@ -38,6 +39,7 @@ pub(crate) async fn options(pair: &Pair) -> CopyOptions {
     let session = wire::connect(&source, "test").await.unwrap();
     CopyOptions {
         pg_dump: schema::find_pg_dump(session.server_version_num() / 10_000, None).await.unwrap(),
+        post_data: Arc::default(),
         source,
         target: Endpoint::parse(pair.target.url()).unwrap(),
         migration: migration(),

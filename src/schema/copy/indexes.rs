@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -128,6 +129,7 @@ impl Build<'_> {
         };
         let mut changed = self.changed.subscribe();
         loop {
+            let next_look = Instant::now() + LOOK_INTERVAL;
             let told = arriving.borrow_and_update().clone();
             let told: Vec<TableName> = self.awaited().into_iter().filter(|table| told.contains(table)).collect();
             self.arrived(&recorded(control, self.migration, &told).await?);
@@ -140,7 +142,7 @@ impl Build<'_> {
                 told = arriving.changed() => told.map_err(|_| Error::Stopped)?,
                 () = failed(&mut changed, || self.schedule().has_failed()) => return Ok(()),
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep_until(next_look).await;
         }
     }
 

@@ -1,5 +1,9 @@
 //! What the caller decides about the copy of a schema.
 
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
 use crate::model::MigrationName;
 use crate::schema::PgDump;
 use crate::wire::Endpoint;
@@ -10,6 +14,8 @@ pub struct CopyOptions {
     pub target: Endpoint,
     pub migration: MigrationName,
     pub pg_dump: PgDump,
+    /// The post-data section as it was dumped for the first who wanted it, for those who want it with the same options.
+    pub post_data: Arc<OnceCell<String>>,
     /// Connections to the target that build indexes and analyse tables.
     pub workers: usize,
     /// As PostgreSQL writes it (`1GB`), for each worker; `None` leaves the target's setting.

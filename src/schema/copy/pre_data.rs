@@ -57,8 +57,12 @@ pub(super) async fn read_section(
     target: &Session,
 ) -> Result<Dump, Error> {
     let excluded = selection::excluded(source, catalog).await?;
-    let text = options.pg_dump.section(&options.source, section, &excluded).await?;
-    let mut dump = Dump::parse(&text).map_err(Error::Dump)?;
+    let dumping = || options.pg_dump.section(&options.source, section, &excluded);
+    let mut dump = match section {
+        Section::PostData => Dump::parse(options.post_data.get_or_try_init(dumping).await?),
+        Section::PreData => Dump::parse(&dumping().await?),
+    }
+    .map_err(Error::Dump)?;
     let lacks = target_lacks(source, target).await?;
     if section == Section::PreData {
         lacks.tell();

@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 
 use super::super::Error;
 use crate::model::{TableName, quote_identifier};
@@ -53,16 +54,16 @@ pub async fn find_pg_dump(at_least_major: u32, configured: Option<&Path>) -> Res
         }
         return Ok(PgDump { path, major });
     }
-    let mut found = Vec::new();
-    for path in candidates() {
-        if let Some(major) = major_of(&path).await {
-            found.push(PgDump { path, major });
-        }
+    // All at once: Debian's own is a script that takes a while to find another.
+    let mut asked = JoinSet::new();
+    for (place, path) in candidates().into_iter().enumerate() {
+        asked.spawn(async move { major_of(&path).await.map(|major| (major, place, path)) });
     }
-    let newest = found.iter().map(|program| program.major).max();
-    // The nearest version writes what both servers are most likely to understand.
-    let fitting =
-        found.into_iter().filter(|program| program.major >= at_least_major).min_by_key(|program| program.major);
+    let found: Vec<_> = asked.join_all().await.into_iter().flatten().collect();
+    let newest = found.iter().map(|(major, ..)| *major).max();
+    // The nearest version writes what both servers are most likely to understand; of several, what comes first on PATH.
+    let fitting = found.into_iter().filter(|(major, ..)| *major >= at_least_major).min();
+    let fitting = fitting.map(|(major, _, path)| PgDump { path, major });
     fitting.ok_or(Error::PgDumpMissing { at_least_major, newest })
 }
 

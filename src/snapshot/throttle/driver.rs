@@ -59,6 +59,11 @@ impl Throttle {
         self.wait_until(stop, Machine::may_begin).await;
     }
 
+    /// Whether a unit may be begun at this moment.
+    pub fn may_begin_now(&self) -> bool {
+        self.lock().may_begin()
+    }
+
     /// Returns once a hold has lasted so long that it is worth giving a snapshot up for: at once in a pause.
     pub async fn long_hold(&self) {
         let paused = async { self.wait_until(&CancellationToken::new(), Machine::paused).await };
