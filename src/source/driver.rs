@@ -60,11 +60,10 @@ impl<'a> Driver<'a> {
         let timing = Timing { status_interval, silence_max: SILENCE_MAX };
         let Ports { events, confirmed, state, stop, .. } = ports;
         let machine = Machine::new(timing, admitted.start, *confirmed.borrow_and_update(), now);
-        let pace = Pace::new(now);
         Self {
             both,
             machine,
-            pace,
+            pace: Pace::default(),
             rest_until: None,
             events,
             confirmed,
@@ -91,8 +90,7 @@ impl<'a> Driver<'a> {
     }
 
     async fn on_frames(&mut self, batch: FrameBatch) -> Result<(), Error> {
-        let now = Instant::now();
-        self.rest_until = self.pace.on_read(batch.size_bytes, now).map(|rest| now + rest);
+        self.rest_until = self.pace.on_read(&batch).map(|rest| Instant::now() + rest);
         self.decide(received(&batch));
         if let Some(received) = self.machine.received() {
             self.state.send_replace(SessionState::Streaming { received });
@@ -226,9 +224,11 @@ async fn traffic(both: &mut CopyBoth, listening: bool, rest_until: Option<Instan
         return Ok(Event::Sent);
     }
     if !listening {
+        both.lay_aside().map_err(lost())?;
         return pending().await;
     }
-    if let Some(rest_until) = rest_until {
+    if let Some(rest_until) = rest_until.filter(|until| Instant::now() < *until) {
+        both.lay_aside().map_err(lost())?;
         sleep_until(rest_until).await;
     }
     match both.next().await.map_err(lost())? {

@@ -40,6 +40,11 @@ impl CopyBoth {
         }
     }
 
+    /// Lets arrive what arrives without being woken for it, until the next call that reads or sends.
+    pub fn lay_aside(&mut self) -> Result<(), Error> {
+        self.connection.messages.lay_aside().map_err(|error| self.connection.lost(error))
+    }
+
     /// Puts a CopyData message in line; it goes out with the next [`Self::next`] or [`Self::send_queued`].
     pub fn queue(&mut self, payload: &[u8]) {
         let data = frontend::CopyData::new(payload).expect("a message of ours is far below the 2 GiB that fit a frame");

@@ -129,6 +129,11 @@ impl Messages {
         .await
     }
 
+    /// Does not wake us for what arrives, until the next call that reads or sends.
+    pub(super) fn lay_aside(&mut self) -> io::Result<()> {
+        self.stream.lay_aside()
+    }
+
     /// Says no more. The other side may have gone first, which is no error here.
     pub(super) async fn shut_down(&mut self) -> io::Result<()> {
         self.send().await?;

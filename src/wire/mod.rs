@@ -14,6 +14,7 @@ mod parse;
 mod passfile;
 mod service;
 
+mod socket;
 mod transport;
 mod tls;
 mod messages;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -14,6 +13,7 @@ use super::auth::{Credentials, Login, Refusal};
 use super::endpoint::{Endpoint, Host, SslMode};
 use super::messages::{Message, Messages};
 use super::server_error::ServerError;
+use super::socket::Socket;
 use super::transport::{self, Stream};
 use super::{Error, tls};
 
@@ -120,7 +120,7 @@ async fn protect(endpoint: &Endpoint, protection: Protection) -> Result<(Stream,
     }
 }
 
-async fn offers_tls(endpoint: &Endpoint, socket: &mut TcpStream) -> Result<bool, Error> {
+async fn offers_tls(endpoint: &Endpoint, socket: &mut Socket) -> Result<bool, Error> {
     let lost = |source| Error::Connection { endpoint: endpoint.to_string(), source };
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
@@ -138,7 +138,7 @@ async fn offers_tls(endpoint: &Endpoint, socket: &mut TcpStream) -> Result<bool,
     }
 }
 
-async fn shake_hands(endpoint: &Endpoint, socket: TcpStream) -> Result<(Stream, Option<Vec<u8>>), Error> {
+async fn shake_hands(endpoint: &Endpoint, socket: Socket) -> Result<(Stream, Option<Vec<u8>>), Error> {
     let wrong = |what| Error::TlsSetup { endpoint: endpoint.to_string(), what };
     let name = tls::server_name(endpoint.host()).map_err(wrong)?;
     let settings = endpoint.tls().clone();

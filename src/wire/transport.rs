@@ -11,19 +11,29 @@ use tokio_rustls::client::TlsStream;
 
 use super::Error;
 use super::endpoint::{Endpoint, Host, Keepalive};
+use super::socket::Socket;
 
 /// An open connection. TLS runs over TCP only: a PostgreSQL server has none on its Unix socket.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Tcp(TcpStream),
+    Tcp(Socket),
     Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 impl Stream {
     /// Whether a read gives a TLS record rather than all that has arrived.
     pub(super) fn gives_records(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// Does not wake us for what arrives, until the next read or write.
+    pub(super) fn lay_aside(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.lay_aside(),
+            Self::Tls(stream) => stream.get_mut().0.lay_aside(),
+            Self::Unix(_) => Ok(()),
+        }
     }
 }
 
@@ -38,7 +48,7 @@ pub(super) async fn open(endpoint: &Endpoint) -> Result<Stream, Error> {
         Host::Name(_) | Host::Ip(_) => {
             let stream = first_that_answers(&addresses(endpoint).await?).await.map_err(reach)?;
             prepare(&stream, endpoint.keepalive()).map_err(reach)?;
-            Ok(Stream::Tcp(stream))
+            Ok(Stream::Tcp(Socket::new(stream)))
         }
     }
 }
