@@ -230,6 +230,7 @@ async fn traffic(both: &mut CopyBoth, listening: bool, rest_until: Option<Instan
     if let Some(rest_until) = rest_until.filter(|until| Instant::now() < *until) {
         both.lay_aside().map_err(lost())?;
         sleep_until(rest_until).await;
+        both.glance().map_err(lost())?;
     }
     match both.next().await.map_err(lost())? {
         CopyBothEvent::Data(chunk) => {

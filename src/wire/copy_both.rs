@@ -24,6 +24,7 @@ impl RawConnection {
     /// Sends a command that the server answers with CopyBothResponse (`START_REPLICATION`).
     pub async fn copy_both(mut self, command: &str) -> Result<CopyBoth, Error> {
         self.begin_copy(command, b'W').await?;
+        self.messages.keep_window_small_at_home().map_err(|error| self.lost(error))?;
         Ok(CopyBoth { connection: self })
     }
 }
@@ -43,6 +44,12 @@ impl CopyBoth {
     /// Lets arrive what arrives without being woken for it, until the next call that reads or sends.
     pub fn lay_aside(&mut self) -> Result<(), Error> {
         self.connection.messages.lay_aside().map_err(|error| self.connection.lost(error))
+    }
+
+    /// Takes in what has arrived since it was laid aside; what is whole of it is what [`Self::next`] answers with at once.
+    /// Nothing for a connection inside TLS or over a Unix socket.
+    pub fn glance(&mut self) -> Result<(), Error> {
+        self.connection.messages.glance().map_err(|error| self.connection.lost(error))
     }
 
     /// Puts a CopyData message in line; it goes out with the next [`Self::next`] or [`Self::send_queued`].

@@ -134,6 +134,20 @@ impl Messages {
         self.stream.lay_aside()
     }
 
+    /// Takes in what has arrived since it was laid aside.
+    pub(super) fn glance(&mut self) -> io::Result<()> {
+        self.make_room()?;
+        let begin = self.inbox.len();
+        self.inbox.resize(self.inbox.capacity(), 0);
+        let taken = self.stream.glance(&mut self.inbox[begin..]);
+        self.inbox.truncate(begin + taken);
+        Ok(())
+    }
+
+    pub(super) fn keep_window_small_at_home(&self) -> io::Result<()> {
+        self.stream.keep_window_small_at_home()
+    }
+
     /// Says no more. The other side may have gone first, which is no error here.
     pub(super) async fn shut_down(&mut self) -> io::Result<()> {
         self.send().await?;

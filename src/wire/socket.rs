@@ -1,12 +1,15 @@
 //! A TCP socket that can be laid aside: registered with the runtime's poller, it wakes us for every packet that arrives,
 //! whether we are about to read or not, and the sender pays for the wake-up (a walsender sends each row by itself).
 
-use std::io;
+use std::io::{self, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+/// The kernel takes it twice and half of that for itself (socket(7)).
+const HOME_WINDOW_BYTES: usize = 16 * 1024;
 
 /// Reads and writes as a [`TcpStream`] does. The first of either takes up again what was laid aside.
 #[derive(Debug)]
@@ -31,6 +34,29 @@ impl Socket {
             && let State::Polled(stream) = std::mem::replace(&mut self.0, State::Lost)
         {
             self.0 = State::LaidAside(stream.into_std()?);
+        }
+        Ok(())
+    }
+
+    /// What has arrived at a socket that is laid aside, at most as much as fits into `buffer`; nothing when it is not. Its
+    /// end and its errors are left to whoever reads it next.
+    pub(super) fn glance(&mut self, buffer: &mut [u8]) -> usize {
+        let State::LaidAside(stream) = &mut self.0 else { return 0 };
+        let mut taken = 0;
+        // Reading makes room in the window, and what waited for that on this machine is there at once.
+        while let Some(room) = buffer.get_mut(taken..).filter(|room| !room.is_empty()) {
+            match stream.read(room) {
+                Ok(0) | Err(_) => break,
+                Ok(length) => taken += length,
+            }
+        }
+        taken
+    }
+
+    pub(super) fn keep_window_small_at_home(&self) -> io::Result<()> {
+        let State::Polled(stream) = &self.0 else { return Ok(()) };
+        if stream.peer_addr()?.ip() == stream.local_addr()?.ip() {
+            socket2::SockRef::from(stream).set_recv_buffer_size(HOME_WINDOW_BYTES)?;
         }
         Ok(())
     }
@@ -91,6 +117,14 @@ mod tests {
             socket.write_all(&[round]).await.unwrap();
             assert_eq!(peer.read_u8().await.unwrap(), round);
         }
+        assert_eq!(socket.glance(&mut [0; 8]), 0, "it is not laid aside");
+        socket.lay_aside().unwrap();
+        assert_eq!(socket.glance(&mut [0; 8]), 0);
+        peer.write_all(b"abc").await.unwrap();
+        let mut buffer = [0; 2];
+        while socket.glance(&mut buffer[..1]) == 0 {}
+        assert_eq!((socket.glance(&mut buffer[1..]), &buffer), (1, b"ab"));
+        assert_eq!(socket.read_u8().await.unwrap(), b'c');
         socket.lay_aside().unwrap();
         drop(peer);
         assert_eq!(socket.read(&mut [0]).await.unwrap(), 0);

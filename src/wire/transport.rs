@@ -35,6 +35,24 @@ impl Stream {
             Self::Unix(_) => Ok(()),
         }
     }
+
+    /// What has arrived since it was laid aside, as far as it can be had without waiting.
+    pub(super) fn glance(&mut self, buffer: &mut [u8]) -> usize {
+        match self {
+            Self::Tcp(socket) => socket.glance(buffer),
+            Self::Unix(_) | Self::Tls(_) => 0,
+        }
+    }
+
+    /// Between two processes of one machine, what a sender writes is carried to the reader's socket packet by packet, in
+    /// the sender's time, as long as the reader's window is open; behind a closed one it is gathered. Over a network a
+    /// small window would cost throughput, and there the sender's side gathers by itself.
+    pub(super) fn keep_window_small_at_home(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.keep_window_small_at_home(),
+            Self::Unix(_) | Self::Tls(_) => Ok(()),
+        }
+    }
 }
 
 /// Opens the socket; nothing has been said yet.
