@@ -124,7 +124,7 @@ pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !holds() {
         assert!(Instant::now() < deadline, "no {what} within {limit:?}");
-        sleep(Duration::from_millis(10));
+        sleep(Duration::from_millis(50));
     }
 }
 
