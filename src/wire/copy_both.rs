@@ -24,7 +24,6 @@ impl RawConnection {
     /// Sends a command that the server answers with CopyBothResponse (`START_REPLICATION`).
     pub async fn copy_both(mut self, command: &str) -> Result<CopyBoth, Error> {
         self.begin_copy(command, b'W').await?;
-        self.messages.keep_window_small_at_home().map_err(|error| self.lost(error))?;
         Ok(CopyBoth { connection: self })
     }
 }

@@ -144,10 +144,6 @@ impl Messages {
         Ok(())
     }
 
-    pub(super) fn keep_window_small_at_home(&self) -> io::Result<()> {
-        self.stream.keep_window_small_at_home()
-    }
-
     /// Says no more. The other side may have gone first, which is no error here.
     pub(super) async fn shut_down(&mut self) -> io::Result<()> {
         self.send().await?;

@@ -8,9 +8,6 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// The kernel takes it twice and half of that for itself (socket(7)).
-const HOME_WINDOW_BYTES: usize = 16 * 1024;
-
 /// Reads and writes as a [`TcpStream`] does. The first of either takes up again what was laid aside.
 #[derive(Debug)]
 pub(super) struct Socket(State);
@@ -43,7 +40,6 @@ impl Socket {
     pub(super) fn glance(&mut self, buffer: &mut [u8]) -> usize {
         let State::LaidAside(stream) = &mut self.0 else { return 0 };
         let mut taken = 0;
-        // Reading makes room in the window, and what waited for that on this machine is there at once.
         while let Some(room) = buffer.get_mut(taken..).filter(|room| !room.is_empty()) {
             match stream.read(room) {
                 Ok(0) | Err(_) => break,
@@ -51,14 +47,6 @@ impl Socket {
             }
         }
         taken
-    }
-
-    pub(super) fn keep_window_small_at_home(&self) -> io::Result<()> {
-        let State::Polled(stream) = &self.0 else { return Ok(()) };
-        if stream.peer_addr()?.ip() == stream.local_addr()?.ip() {
-            socket2::SockRef::from(stream).set_recv_buffer_size(HOME_WINDOW_BYTES)?;
-        }
-        Ok(())
     }
 
     fn take_up(&mut self) -> io::Result<&mut TcpStream> {

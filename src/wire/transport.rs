@@ -43,16 +43,6 @@ impl Stream {
             Self::Unix(_) | Self::Tls(_) => 0,
         }
     }
-
-    /// Between two processes of one machine, what a sender writes is carried to the reader's socket packet by packet, in
-    /// the sender's time, as long as the reader's window is open; behind a closed one it is gathered. Over a network a
-    /// small window would cost throughput, and there the sender's side gathers by itself.
-    pub(super) fn keep_window_small_at_home(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(socket) => socket.keep_window_small_at_home(),
-            Self::Unix(_) | Self::Tls(_) => Ok(()),
-        }
-    }
 }
 
 /// Opens the socket; nothing has been said yet.
