@@ -43,8 +43,18 @@ pub fn run(program: &Path, arguments: &[&str]) -> String {
 }
 
 pub fn psql(cluster: &PgCluster, dbname: &str, sql: &str) -> String {
-    let arguments = [&*cluster.url(dbname), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql];
-    run(&cluster.programs().program("psql"), &arguments)
+    run(&cluster.programs().program("psql"), &psql_arguments(&cluster.url(dbname), sql))
+}
+
+/// `None` where `psql` has failed.
+pub fn psql_if_it_can(cluster: &PgCluster, dbname: &str, sql: &str) -> Option<String> {
+    let url = cluster.url(dbname);
+    let output = Command::new(cluster.programs().program("psql")).args(psql_arguments(&url, sql)).output().unwrap();
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn psql_arguments<'a>(url: &'a str, sql: &'a str) -> [&'a str; 9] {
+    [url, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]
 }
 
 /// Starts `psql -c "COPY … TO STDOUT" | psql -c "COPY … FROM STDIN"`.

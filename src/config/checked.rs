@@ -64,7 +64,7 @@ pub struct Snapshot {
     pub mode: SnapshotMode,
     /// Tables, or parts of tables, copied at once; each holds one connection on either side.
     pub workers: usize,
-    /// A table larger than this is copied in parts of about this size.
+    /// A table larger than this is copied in parts of at most this size.
     pub split_bytes: u64,
     /// No snapshot is held on the source for longer while tables are copied.
     pub snapshot_age_max: Duration,

@@ -28,7 +28,7 @@ pub struct Options {
     pub migration: MigrationName,
     /// Tables, or parts of tables, copied at the same time. Each takes a connection on either side.
     pub workers: usize,
-    /// A table that is larger than this is copied in block ranges of about this size.
+    /// A table that is larger than this is copied in block ranges, none of which is larger.
     pub split_bytes: u64,
     /// No snapshot is held on the source for longer, except by a part that is being read (and by a table without key,
     /// all of which is read under one). `None`: one snapshot for everything.

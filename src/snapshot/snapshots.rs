@@ -34,7 +34,7 @@ impl Snapshots {
     pub(super) async fn current(&self, left: impl FnOnce() -> Vec<TableName>) -> Result<Arc<Holder>, Error> {
         let mut current = self.current.lock().await;
         if let Some(holder) = &*current
-            && self.age_max.is_none_or(|age_max| holder.age() < age_max)
+            && self.is_young(holder)
         {
             return Ok(Arc::clone(holder));
         }
@@ -48,8 +48,11 @@ impl Snapshots {
     /// Whether the next part would be read under `holder` as well. A snapshot that is just being changed is another one.
     pub(super) fn stays(&self, holder: &Arc<Holder>) -> bool {
         let Ok(current) = self.current.try_lock() else { return false };
-        let is_young = self.age_max.is_none_or(|age_max| holder.age() < age_max);
-        is_young && current.as_ref().is_some_and(|current| Arc::ptr_eq(current, holder))
+        self.is_young(holder) && current.as_ref().is_some_and(|current| Arc::ptr_eq(current, holder))
+    }
+
+    fn is_young(&self, holder: &Holder) -> bool {
+        self.age_max.is_none_or(|age_max| holder.age() < age_max)
     }
 
     /// Whether parts may be read under several.

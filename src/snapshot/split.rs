@@ -36,6 +36,11 @@ impl Begun {
         Self { base, filenode, pinned: Mutex::new(pinned) }
     }
 
+    /// The first snapshot, for a part that is read under another one.
+    pub(super) fn base_under(&self, snapshot: &SnapshotSet) -> Option<&SnapshotSet> {
+        (self.base != *snapshot).then_some(&self.base)
+    }
+
     pub(super) fn pinned(&self) -> Option<Arc<Holder>> {
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -86,7 +91,7 @@ impl TableCopy {
 
     /// A part read under `snapshot` is recorded. Whether it was the last.
     pub(super) fn part_recorded(&self, snapshot: &SnapshotSet) -> bool {
-        if self.begun.get().is_some_and(|begun| begun.base != *snapshot) {
+        if self.begun.get().is_some_and(|begun| begun.base_under(snapshot).is_some()) {
             self.mixed.store(true, Ordering::Release);
         }
         self.parts_left.fetch_sub(1, Ordering::AcqRel) == 1

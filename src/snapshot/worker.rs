@@ -237,7 +237,7 @@ impl<'a> Worker<'a> {
             return Ok((pinned, None));
         }
         self.attempt.same_file(&newest, &of.copied.table.name, begun)?;
-        let base = (begun.base != newest.snapshot).then(|| begun.base.clone());
+        let base = begun.base_under(&newest.snapshot).cloned();
         Ok((newest, base))
     }
 
@@ -271,14 +271,13 @@ impl<'a> Worker<'a> {
         let taken = match forwarded {
             Ok(Ended::AtTheEnd) => {
                 // The target has still to take in what the sockets hold.
-                if let Some((of, holder)) = unit
-                    && let Some((next, out)) = next_ahead(self.attempt, of, holder)
-                {
-                    let table = next.of.copied.table.name.clone();
-                    self.source.ask_copy_out(&out).await.map_err(Error::copy(&table, "read the source"))?;
-                    self.ahead = Some(next);
+                match ask_ahead(&mut self.source, self.attempt, unit).await {
+                    Ok(next) => {
+                        self.ahead = next;
+                        into.finish().await.map_err(failed("write to the target"))
+                    }
+                    Err(error) => Err(error),
                 }
-                into.finish().await.map_err(failed("write to the target"))
             }
             Ok(Ended::Stopped) => {
                 let given_up = into.fail("the copy was stopped").await;
@@ -356,9 +355,23 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// The next unit in the queue, and what to ask the source for, if it can be read under `holder` and without a look at the
-/// target first. After the last unit of a split table none can: settling it needs the source.
-fn next_ahead(attempt: &Attempt, of: &TableCopy, holder: &Arc<Holder>) -> Option<(Unit, String)> {
+/// Asks the source for the unit that comes after `unit`, if it can be read already.
+async fn ask_ahead(
+    source: &mut RawConnection,
+    attempt: &Attempt,
+    unit: Option<(&TableCopy, &Arc<Holder>)>,
+) -> Result<Option<Unit>, Error> {
+    let Some((of, holder)) = unit else { return Ok(None) };
+    let Some(next) = next_ahead(attempt, of, holder) else { return Ok(None) };
+    let base = next.of.begun.get().and_then(|begun| begun.base_under(&holder.snapshot));
+    let asked = source.ask_copy_out(&sql::copy_out(&next, base)).await;
+    asked.map_err(Error::copy(&next.of.copied.table.name, "read the source"))?;
+    Ok(Some(next))
+}
+
+/// The next unit in the queue, if it can be read under `holder` and without a look at the target first. After the last
+/// unit of a split table none can: settling it needs the source.
+fn next_ahead(attempt: &Attempt, of: &TableCopy, holder: &Arc<Holder>) -> Option<Unit> {
     if attempt.stop.is_cancelled() || !attempt.options.throttle.may_begin_now() || !attempt.snapshots.stays(holder) {
         return None;
     }
@@ -372,10 +385,7 @@ fn next_ahead(attempt: &Attempt, of: &TableCopy, holder: &Arc<Holder>) -> Option
             }
         }
     };
-    let unit = attempt.next_unit_if(suits)?;
-    let base = unit.of.begun.get().map(|begun| &begun.base).filter(|base| **base != holder.snapshot);
-    let out = sql::copy_out(&unit, base);
-    Some((unit, out))
+    attempt.next_unit_if(suits)
 }
 
 /// Counted while it travels; `frames` is nearly the number of rows, which the servers know exactly at the end.

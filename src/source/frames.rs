@@ -7,7 +7,7 @@ use crate::model::{Frame, FrameBatch, FramePayload, Lsn};
 use crate::wire::CopyChunk;
 
 /// Microseconds from the Unix epoch to PostgreSQL's (2000-01-01).
-pub(super) const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// The frames of what one read held, as slices of it; `None` when a message is none we know.
 pub(super) fn decode(chunk: &CopyChunk) -> Option<FrameBatch> {
@@ -36,7 +36,7 @@ fn decode_one(mut message: Bytes) -> Option<Frame> {
     }
 }
 
-fn unix_us(postgres_us: i64) -> i64 {
+pub(super) fn unix_us(postgres_us: i64) -> i64 {
     postgres_us.saturating_add(POSTGRES_EPOCH_US)
 }
 

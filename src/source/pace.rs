@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::frames::POSTGRES_EPOCH_US;
+use super::frames::unix_us;
 use crate::model::{FrameBatch, FramePayload};
 
 /// Long enough for the server to send some hundred messages, short enough that it does not find the socket full.
@@ -31,12 +31,13 @@ pub(super) struct Pace {
 impl Pace {
     /// How long to rest after a read.
     pub(super) fn on_read(&mut self, batch: &FrameBatch) -> Option<Duration> {
-        let messages = batch.frames.iter().rev().filter_map(|frame| match &frame.payload {
+        let mut messages = batch.frames.iter().rev().filter_map(|frame| match &frame.payload {
             FramePayload::XLogData { message, .. } => Some((frame.sent_at_us, message)),
             FramePayload::Keepalive { .. } => None,
         });
-        let (sent_at_us, _) = messages.clone().next()?;
-        let committed_at_us = messages.into_iter().find_map(|(_, message)| commit_time_us(message));
+        let (sent_at_us, last) = messages.next()?;
+        let committed_at_us =
+            commit_time_us(last).or_else(|| messages.find_map(|(_, message)| commit_time_us(message)));
         self.committed_at_us = committed_at_us.or(self.committed_at_us);
         let is_behind = self.committed_at_us.is_some_and(|at| sent_at_us.saturating_sub(at) >= BEHIND_US);
         (is_behind && batch.size_bytes < PLENTY_BYTES).then_some(REST)
@@ -52,7 +53,7 @@ fn commit_time_us(message: &Bytes) -> Option<i64> {
         _ => return None,
     };
     let time = message.get(at..)?.first_chunk::<8>()?;
-    Some(i64::from_be_bytes(*time).saturating_add(POSTGRES_EPOCH_US))
+    Some(unix_us(i64::from_be_bytes(*time)))
 }
 
 #[cfg(test)]
@@ -68,7 +69,7 @@ mod tests {
         let mut message = BytesMut::new();
         message.put_u8(tag);
         message.put_bytes(7, before);
-        message.put_i64(committed_at_us - POSTGRES_EPOCH_US);
+        message.put_i64(committed_at_us - unix_us(0));
         message.put_u32(42);
         Frame {
             wal_end: None,

@@ -137,10 +137,7 @@ impl Messages {
     /// Takes in what has arrived since it was laid aside.
     pub(super) fn glance(&mut self) -> io::Result<()> {
         self.make_room()?;
-        let begin = self.inbox.len();
-        self.inbox.resize(self.inbox.capacity(), 0);
-        let taken = self.stream.glance(&mut self.inbox[begin..]);
-        self.inbox.truncate(begin + taken);
+        self.stream.glance(&mut self.inbox, READ_BYTES);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -35,18 +36,20 @@ impl Socket {
         Ok(())
     }
 
-    /// What has arrived at a socket that is laid aside, at most as much as fits into `buffer`; nothing when it is not. Its
-    /// end and its errors are left to whoever reads it next.
-    pub(super) fn glance(&mut self, buffer: &mut [u8]) -> usize {
-        let State::LaidAside(stream) = &mut self.0 else { return 0 };
-        let mut taken = 0;
-        while let Some(room) = buffer.get_mut(taken..).filter(|room| !room.is_empty()) {
+    /// Appends what has arrived at a socket that is laid aside, up to `bytes_max` and to the room there is; nothing when it
+    /// is not. Its end and its errors are left to whoever reads it next.
+    pub(super) fn glance(&mut self, inbox: &mut BytesMut, bytes_max: usize) {
+        let State::LaidAside(stream) = &mut self.0 else { return };
+        let mut taken = inbox.len();
+        // Room has to be written once before it can be read into: not more of it than is wanted.
+        inbox.resize(inbox.capacity().min(taken + bytes_max), 0);
+        while let Some(room) = inbox.get_mut(taken..).filter(|room| !room.is_empty()) {
             match stream.read(room) {
                 Ok(0) | Err(_) => break,
                 Ok(length) => taken += length,
             }
         }
-        taken
+        inbox.truncate(taken);
     }
 
     fn take_up(&mut self) -> io::Result<&mut TcpStream> {
@@ -105,13 +108,18 @@ mod tests {
             socket.write_all(&[round]).await.unwrap();
             assert_eq!(peer.read_u8().await.unwrap(), round);
         }
-        assert_eq!(socket.glance(&mut [0; 8]), 0, "it is not laid aside");
+        let mut inbox = BytesMut::with_capacity(8);
+        socket.glance(&mut inbox, 8);
+        assert!(inbox.is_empty(), "it is not laid aside");
         socket.lay_aside().unwrap();
-        assert_eq!(socket.glance(&mut [0; 8]), 0);
+        socket.glance(&mut inbox, 8);
+        assert!(inbox.is_empty(), "nothing has arrived");
         peer.write_all(b"abc").await.unwrap();
-        let mut buffer = [0; 2];
-        while socket.glance(&mut buffer[..1]) == 0 {}
-        assert_eq!((socket.glance(&mut buffer[1..]), &buffer), (1, b"ab"));
+        while inbox.is_empty() {
+            socket.glance(&mut inbox, 1);
+        }
+        socket.glance(&mut inbox, 1);
+        assert_eq!(&inbox[..], b"ab");
         assert_eq!(socket.read_u8().await.unwrap(), b'c');
         socket.lay_aside().unwrap();
         drop(peer);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
@@ -37,10 +38,10 @@ impl Stream {
     }
 
     /// What has arrived since it was laid aside, as far as it can be had without waiting.
-    pub(super) fn glance(&mut self, buffer: &mut [u8]) -> usize {
+    pub(super) fn glance(&mut self, inbox: &mut BytesMut, bytes_max: usize) {
         match self {
-            Self::Tcp(socket) => socket.glance(buffer),
-            Self::Unix(_) | Self::Tls(_) => 0,
+            Self::Tcp(socket) => socket.glance(inbox, bytes_max),
+            Self::Unix(_) | Self::Tls(_) => {}
         }
     }
 }
