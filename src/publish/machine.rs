@@ -34,6 +34,10 @@ const QUIET_INTERVAL: Duration = Duration::from_secs(10);
 const DIVIDE_AFTER: Duration = Duration::from_secs(20);
 /// How long a stop waits for the broker. Giving up is safe: nothing unsettled was ever confirmed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long one producer is asked for the same commit: as long as the broker keeps a transaction open by default. librdkafka
+/// can lose the coordinator over a restart of the broker and never look for it again; another producer finds it, and the
+/// position says what became of the transaction.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(60);
 /// First pause before trying again; it doubles up to the longest.
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -141,6 +145,7 @@ enum State {
     Ending {
         window: Window,
         next_at: Option<Instant>,
+        asked_at: Instant,
     },
     Aborting(Window),
     /// Aborted; pausing before it is sent again.
@@ -263,7 +268,7 @@ impl Machine {
 
             (State::Flushing { window, .. }, Input::Flushed) => {
                 effects.push(Effect::Commit);
-                State::Ending { window, next_at: None }
+                State::Ending { window, next_at: None, asked_at: now }
             }
             (State::Flushing { window, .. }, Input::Failed(Failure::Unfinished)) => {
                 State::Flushing { window, next_at: Some(now) }
@@ -277,12 +282,14 @@ impl Machine {
 
             (State::Ending { window, .. }, Input::Committed) => self.committed(&window, now, effects),
             // Each try waits for the broker by itself, so the pause between them need not grow.
-            (State::Ending { window, .. }, Input::Failed(Failure::Unfinished)) => {
-                State::Ending { window, next_at: Some(now + BACKOFF) }
+            (State::Ending { window, asked_at, .. }, Input::Failed(Failure::Unfinished))
+                if now < asked_at + COMMIT_PATIENCE =>
+            {
+                State::Ending { window, next_at: Some(now + BACKOFF), asked_at }
             }
-            (State::Ending { window, next_at: Some(at) }, Input::Due) if at <= now => {
+            (State::Ending { window, next_at: Some(at), asked_at }, Input::Due) if at <= now => {
                 effects.push(Effect::Commit);
-                State::Ending { window, next_at: None }
+                State::Ending { window, next_at: None, asked_at }
             }
             (State::Ending { window, .. }, Input::Failed(failure)) => self.lost(failure, Some(window), true, now),
 

@@ -380,6 +380,31 @@ fn a_spoilt_transaction_is_aborted_and_sent_again_after_a_pause_that_grows() {
 }
 
 #[test]
+fn a_commit_that_is_never_answered_is_decided_by_the_position_that_another_producer_reads() {
+    let now = Instant::now();
+    let ours = Signature { writer: "me".into(), serial: 1 };
+    let claim = Signature { writer: "me".into(), serial: 0 };
+    for (stands, then) in [(&ours, vec!["settle"]), (&claim, vec!["open again", "produce"])] {
+        let mut machine = idle(now);
+        machine.on(small(1), now);
+        machine.on(Input::Due, now + limits().age_max);
+        let mut at = now;
+        assert_eq!(names(&machine.on(Input::Flushed, at)), ["commit"]);
+        while at < now + Duration::from_secs(60) {
+            assert_eq!(names(&machine.on(Input::Failed(Failure::Unfinished), at)), Vec::<&str>::new());
+            at = machine.due().unwrap();
+            assert_eq!(names(&machine.on(Input::Due, at)), ["commit"]);
+            at += Duration::from_secs(1);
+        }
+        assert_eq!(names(&machine.on(Input::Failed(Failure::Unfinished), at)), Vec::<&str>::new());
+        at = machine.due().unwrap();
+        let expected = Effect::Revive { expected: Some(vec![Some(claim.clone()), Some(ours.clone())]) };
+        assert_eq!(machine.on(Input::Due, at), [expected]);
+        assert_eq!(names(&machine.on(Input::Ready(Some((stands.clone(), None))), at)), then);
+    }
+}
+
+#[test]
 fn a_stop_finishes_what_is_whole_and_gives_up_on_a_broker_that_is_away() {
     let now = Instant::now();
     let mut machine = idle(now);
