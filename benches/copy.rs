@@ -9,11 +9,7 @@
 mod support;
 
 use changeover::demo::PgCluster;
-use support::{Ours, joined, machine, number, pipe, psql, report, run, timed, usage};
-
-const WIDE_TABLE: &str =
-    "CREATE TABLE wide (id bigint NOT NULL, u uuid, t text, n numeric(14, 2), at timestamptz, doc jsonb,
-     b bytea, a int[], flag boolean, none_text text, none_int int)";
+use support::{Ours, WIDE_TABLE, joined, machine, number, pipe, psql, report, run, timed, usage};
 
 /// 100 bytes of text, 200 of JSON, 64 of bytea, and NULLs.
 const WIDE_ROWS: &str = "INSERT INTO wide

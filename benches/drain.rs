@@ -1,7 +1,10 @@
 //! How long a backlog takes to drain, against a native subscription with `synchronous_commit = off`.
 //!
-//! `BENCH_SCALE` (pgbench scale, 50), `BENCH_TRANSACTIONS` (200,000), `BENCH_ROUNDS` (3). Every way has a slot of its own over
-//! the same backlog and a target database of its own, copied from one template.
+//! Four loads: `pgbench` transactions, single-row inserts into a `wide` table (1,000 a transaction), one `huge` transaction that
+//! updates every row of a table, and `mixed` changes at random keys (10 a transaction). `BENCH_LOAD` (one of them; all),
+//! `BENCH_SCALE` (pgbench scale, 50), `BENCH_TRANSACTIONS` (pgbench, 200,000), `BENCH_ROWS` (2,000,000; half of it mixed changes),
+//! `BENCH_ROUNDS` (3). Every way has a slot of its own over the same backlog and a target database of its own, copied from
+//! one template.
 
 #![allow(clippy::unwrap_used, reason = "a comparison that cannot go on has nothing better to do than stop")]
 
@@ -10,58 +13,159 @@ mod support;
 use std::time::Duration;
 
 use changeover::demo::PgCluster;
-use support::{Ours, machine, number, psql, psql_if_it_can, report, run, timed, until, usage};
+use support::{
+    Ours, WIDE_TABLE, machine, number, processor_seconds, psql, psql_if_it_can, report, run, timed, until, usage,
+};
 
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// What both sides begin with, and what is then done to the source.
+struct Load {
+    name: &'static str,
+    /// Statements; none for pgbench's own.
+    tables: &'static [&'static str],
+    /// `$ROWS` is replaced.
+    work: &'static str,
+}
+
+const PGBENCH: Load = Load { name: "pgbench", tables: &[], work: "" };
+
+const WIDE: Load = Load {
+    name: "wide",
+    tables: &[WIDE_TABLE, "ALTER TABLE wide ADD PRIMARY KEY (id)"],
+    work: "DO $$ BEGIN FOR n IN 1..$ROWS LOOP
+        INSERT INTO wide VALUES (n, md5(n::text)::uuid, repeat(md5((n * 7)::text), 3) || 'abcd', n * 1.25,
+            '2026-01-01'::timestamptz + n * interval '1 s', jsonb_build_object('name', md5(n::text), 'note', repeat(md5(n::text), 4)),
+            decode(repeat(md5(n::text), 4), 'hex'), ARRAY[n % 100, n % 1000, n % 10000], n % 3 = 0, NULL, n % 1000000);
+        IF n % 1000 = 0 THEN COMMIT; END IF;
+    END LOOP; END $$",
+};
+
+const HUGE: Load = Load {
+    name: "huge",
+    tables: &[
+        "CREATE TABLE huge (id bigint PRIMARY KEY, v int NOT NULL, t text)",
+        "INSERT INTO huge SELECT n, 0, md5(n::text) FROM generate_series(1, $ROWS::bigint) n",
+    ],
+    work: "UPDATE huge SET v = v + 1",
+};
+
+const MIXED: Load = Load {
+    name: "mixed",
+    tables: &[
+        "CREATE TABLE mixed (id bigint PRIMARY KEY, v int NOT NULL, t text, at timestamptz)",
+        "INSERT INTO mixed SELECT n * 2, 0, md5(n::text), '2026-01-01' FROM generate_series(1, $ROWS::bigint / 2) n",
+    ],
+    work: "DO $$ DECLARE key bigint; kind float8; BEGIN FOR n IN 1..$ROWS / 2 LOOP
+        key := 1 + floor(random() * $ROWS)::bigint;
+        kind := random();
+        IF kind < 0.34 THEN UPDATE mixed SET v = v + 1, at = clock_timestamp() WHERE id = key;
+        ELSIF kind < 0.67 THEN DELETE FROM mixed WHERE id = key;
+        END IF;
+        IF kind >= 0.67 OR NOT FOUND THEN
+            INSERT INTO mixed VALUES (key, n, md5(n::text), clock_timestamp()) ON CONFLICT (id) DO UPDATE SET v = EXCLUDED.v;
+        END IF;
+        IF n % 10 = 0 THEN COMMIT; END IF;
+    END LOOP; END $$",
+};
+
+impl Load {
+    /// The tables and their rows, the same on both sides.
+    fn make(&self, cluster: &PgCluster, name: &str) {
+        psql(cluster, "postgres", &format!("CREATE DATABASE {name}"));
+        for statement in self.tables {
+            psql(cluster, name, &sized(statement));
+        }
+        if self.tables.is_empty() {
+            let scale = number("BENCH_SCALE", 50).to_string();
+            run(&cluster.programs().program("pgbench"), &["-i", "-q", "-s", &scale, &cluster.url(name)]);
+            psql(cluster, name, "ALTER TABLE pgbench_history REPLICA IDENTITY FULL");
+        }
+        psql(cluster, name, "VACUUM ANALYZE");
+    }
+
+    fn work(&self, source: &PgCluster) {
+        if !self.tables.is_empty() {
+            psql(source, self.name, &sized(self.work));
+            return;
+        }
+        let each = (number("BENCH_TRANSACTIONS", 200_000) / 4).to_string();
+        run(&source.programs().program("pgbench"), &["-n", "-c", "4", "-j", "1", "-t", &each, &source.url(self.name)]);
+    }
+}
+
+fn sized(sql: &str) -> String {
+    sql.replace("$ROWS", &number("BENCH_ROWS", 2_000_000).to_string())
+}
+
 fn main() {
-    let (scale, rounds) = (number("BENCH_SCALE", 50), number("BENCH_ROUNDS", 3));
-    let transactions = number("BENCH_TRANSACTIONS", 200_000);
+    let only = std::env::var("BENCH_LOAD").ok();
     machine();
-    println!("drain: {transactions} pgbench transactions on scale {scale}, {rounds} rounds");
-    let (source, target) = (support::cluster(), support::cluster());
-    let end = backlog(&source, &target, scale, transactions, rounds);
+    for load in [PGBENCH, WIDE, HUGE, MIXED].iter().filter(|load| only.as_ref().is_none_or(|only| only == load.name)) {
+        let (source, target) = (support::cluster(), support::cluster());
+        compare(&source, &target, load, number("BENCH_ROUNDS", 3));
+    }
+}
+
+fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
+    let end = backlog(source, target, load, rounds);
+    println!("\n{}: {rounds} rounds", load.name);
     let (mut native, mut ours, mut ratios) = (vec![], vec![], vec![]);
-    let (mut decoding, mut shares, mut peaks) = (vec![], vec![], vec![]);
+    let (mut decoding, mut walsender, mut walsender_native, mut neither) = (vec![], vec![], vec![], vec![]);
+    let (mut backend, mut shares, mut peaks) = (vec![], vec![], vec![]);
     for round in 0..rounds {
-        decoding.push(timed(|| decode_alone(&source, round)));
-        let name = database(&target, "native", round);
-        native.push(timed(|| subscribe(&source, &target, &name, round, &end)));
-        unsubscribe(&target, &name);
-        let name = database(&target, "ours", round);
-        let mut used = (0.0, 0);
-        let took = timed(|| used = changeover(&source, &target, &name, round, &end));
+        decoding.push(timed(|| decode_alone(source, load, round)));
+        let name = database(target, "native", round);
+        let mut sender = 0.0;
+        native.push(timed(|| sender = subscribe(source, target, &name, round, &end)));
+        walsender_native.push(sender);
+        unsubscribe(target, &name);
+        let name = database(target, "ours", round);
+        let mut used = Used::default();
+        let took = timed(|| used = changeover(source, target, load, &name, round, &end));
         ratios.push(took / native[round as usize]);
-        shares.push(used.0 / took);
-        peaks.push(used.1 as f64 / 1024.0);
+        shares.push(used.own / took);
+        neither.push((1.0 - used.walsender / took).max(0.0));
+        peaks.push(used.peak_kib as f64 / 1024.0);
+        walsender.push(used.walsender);
+        backend.push(used.backend);
         ours.push(took);
+        assert_eq!(
+            rows(target, &format!("native_{round}"), load),
+            rows(target, &name, load),
+            "the two have not ended equal"
+        );
     }
     report("decoding alone on the server", "s", &decoding);
     report("native subscription", "s", &native);
+    report("  its walsender, processor time", "s", &walsender_native);
     report("changeover", "s", &ours);
+    report("  its walsender, processor time", "s", &walsender);
+    report("  its backend on the target, processor time", "s", &backend);
+    report("  share of the wall time the walsender does not work", "", &neither);
     report("ratio to native", "", &ratios);
     report("own processor time by wall time", "", &shares);
     report("peak memory", "MiB", &peaks);
 }
 
+/// A digest of what a target holds.
+fn rows(target: &PgCluster, name: &str, load: &Load) -> String {
+    let table = if load.tables.is_empty() { "pgbench_accounts" } else { load.name };
+    psql(target, name, &format!("SELECT count(*) || ' ' || sum(hashtext(t::text)::bigint) FROM {table} t"))
+}
+
 /// Both sides equal, slots made, then the load. Answers with the end of the log.
-fn backlog(source: &PgCluster, target: &PgCluster, scale: u64, transactions: u64, rounds: u64) -> String {
-    let pgbench = source.programs().program("pgbench");
-    run(&pgbench, &["-i", "-q", "-s", &scale.to_string(), &source.url("postgres")]);
-    psql(target, "postgres", "CREATE DATABASE base");
-    run(&pgbench, &["-i", "-q", "-s", &scale.to_string(), &target.url("base")]);
-    for (cluster, name) in [(source, "postgres"), (target, "base")] {
-        psql(cluster, name, "ALTER TABLE pgbench_history REPLICA IDENTITY FULL");
-    }
-    psql(source, "postgres", "CREATE PUBLICATION bench FOR ALL TABLES");
+fn backlog(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) -> String {
+    load.make(source, load.name);
+    load.make(target, "base");
+    psql(source, load.name, "CREATE PUBLICATION bench FOR ALL TABLES");
     for round in 0..rounds {
         for way in ["native", "ours"] {
             let slot = format!("{way}_{round}");
-            psql(source, "postgres", &format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
+            psql(source, load.name, &format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
         }
     }
-    let each = (transactions / 4).to_string();
-    run(&pgbench, &["-n", "-c", "4", "-j", "1", "-t", &each, &source.url("postgres")]);
+    load.work(source);
     // Read before the checkpoint, whose records belong to nobody: who waited for them would wait for the next time an
     // idle position is written.
     let end = psql(source, "postgres", "SELECT pg_current_wal_lsn()");
@@ -77,23 +181,40 @@ fn database(target: &PgCluster, way: &str, round: u64) -> String {
 }
 
 /// The floor: what the server needs to decode the backlog, counted there.
-fn decode_alone(source: &PgCluster, round: u64) {
+fn decode_alone(source: &PgCluster, load: &Load, round: u64) {
     let sql = format!(
         "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('ours_{round}', NULL, NULL, \
          'proto_version', '1', 'publication_names', 'bench')"
     );
-    psql(source, "postgres", &sql);
+    psql(source, load.name, &sql);
 }
 
-fn subscribe(source: &PgCluster, target: &PgCluster, name: &str, round: u64, end: &str) {
-    let connection = source.url("postgres");
+/// Answers with the walsender's processor seconds.
+fn subscribe(source: &PgCluster, target: &PgCluster, name: &str, round: u64, end: &str) -> f64 {
+    let connection = source.url(&psql(
+        source,
+        "postgres",
+        &format!("SELECT database FROM pg_replication_slots WHERE slot_name = 'native_{round}'"),
+    ));
     let sql = format!(
         "CREATE SUBSCRIPTION bench_{round} CONNECTION '{connection}' PUBLICATION bench \
          WITH (create_slot = false, slot_name = 'native_{round}', copy_data = false, synchronous_commit = off)"
     );
     psql(target, name, &sql);
     let sql = format!("SELECT latest_end_lsn >= '{end}' FROM pg_stat_subscription WHERE subname = 'bench_{round}'");
-    until("end of the native drain", PATIENCE, || psql(target, name, &sql) == "t");
+    let (mut walsender, mut used) = (None, 0.0);
+    until("end of the native drain", PATIENCE, || {
+        walsender = walsender.take().or_else(|| sender_of(source, &format!("native_{round}")));
+        used = walsender.as_deref().map_or(used, processor_seconds);
+        psql(target, name, &sql) == "t"
+    });
+    used
+}
+
+/// The process that sends from a slot.
+fn sender_of(source: &PgCluster, slot: &str) -> Option<String> {
+    let sql = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    Some(psql(source, "postgres", &sql)).filter(|pid| !pid.is_empty())
 }
 
 fn unsubscribe(target: &PgCluster, name: &str) {
@@ -108,25 +229,46 @@ fn unsubscribe(target: &PgCluster, name: &str) {
     psql(target, name, &format!("DROP SUBSCRIPTION {subscription}"));
 }
 
-/// Processor seconds and peak memory in KiB.
-fn changeover(source: &PgCluster, target: &PgCluster, name: &str, round: u64, end: &str) -> (f64, u64) {
+/// Processor seconds, and peak memory.
+#[derive(Default)]
+struct Used {
+    own: f64,
+    walsender: f64,
+    backend: f64,
+    peak_kib: u64,
+}
+
+fn changeover(source: &PgCluster, target: &PgCluster, load: &Load, name: &str, round: u64, end: &str) -> Used {
+    let slot = format!("ours_{round}");
     let ours = Ours::with_source(
         &format!("bench_{round}"),
-        &source.url("postgres"),
+        &source.url(load.name),
         &target.url(name),
         "[snapshot]\nmode = \"none\"",
-        &format!("slot = \"ours_{round}\"\npublication = \"bench\"\n"),
+        &format!("slot = \"{slot}\"\npublication = \"bench\"\n"),
     );
     let mut child = ours.command("run").spawn().unwrap();
     let sql = format!("SELECT commit_end >= '{end}' FROM changeover.position WHERE migration = 'bench_{round}'");
-    let mut used = (0.0, 0);
+    let (mut walsender, mut backend, mut used) = (None, None, Used::default());
     until("end of our drain", PATIENCE, || {
-        used = usage(&child);
+        (used.own, used.peak_kib) = usage(&child);
         assert!(child.try_wait().unwrap().is_none(), "the daemon ended: {}", ours.log());
+        walsender = walsender.take().or_else(|| sender_of(source, &slot));
+        used.walsender = walsender.as_deref().map_or(used.walsender, processor_seconds);
+        backend = backend.take().or_else(|| applier_of(target, name));
+        used.backend = backend.as_deref().map_or(used.backend, processor_seconds);
         // The table is not there at first. One process a look, as for the native subscription: looking costs time too.
         psql_if_it_can(target, name, &sql).as_deref() == Some("t")
     });
     child.kill().unwrap();
     child.wait().unwrap();
     used
+}
+
+fn applier_of(target: &PgCluster, name: &str) -> Option<String> {
+    let sql = format!(
+        "SELECT pid FROM pg_stat_activity WHERE datname = '{name}' AND application_name LIKE '%apply' \
+         ORDER BY backend_start DESC LIMIT 1"
+    );
+    Some(psql(target, "postgres", &sql)).filter(|pid| !pid.is_empty())
 }

@@ -117,17 +117,26 @@ impl Ours {
     }
 }
 
-/// Processor seconds and peak memory of a process that still runs, from `/proc`.
+/// What the bench of copies and the one of drains both fill.
+pub const WIDE_TABLE: &str =
+    "CREATE TABLE wide (id bigint NOT NULL, u uuid, t text, n numeric(14, 2), at timestamptz, doc jsonb,
+     b bytea, a int[], flag boolean, none_text text, none_int int)";
+
+/// Processor seconds and peak memory (KiB) of a process that still runs, from `/proc`.
 pub fn usage(child: &Child) -> (f64, u64) {
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).unwrap_or_default();
-    let stat = read("stat");
+    let pid = child.id().to_string();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    (processor_seconds(&pid), peak.trim().trim_end_matches(" kB").parse().unwrap_or_default())
+}
+
+/// Processor seconds that a process has taken so far; 0 when it is gone.
+pub fn processor_seconds(pid: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
     let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
     // utime and stime are fields 14 and 15 of proc(5); the two before the closing bracket are gone. A tick is 10 ms.
-    let seconds = (ticks(11) + ticks(12)) / 100.0;
-    let status = read("status");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    (seconds, peak.trim().trim_end_matches(" kB").parse().unwrap_or_default())
+    (ticks(11) + ticks(12)) / 100.0
 }
 
 pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {

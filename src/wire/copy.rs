@@ -157,11 +157,15 @@ impl CopyIn<'_> {
     /// Sends whole CopyData messages. An error of the server ends the copy and leaves the connection usable. Not
     /// cancel-safe.
     pub async fn write(&mut self, frames: &[u8]) -> Result<(), Error> {
-        let mut left = frames;
-        while !left.is_empty() {
-            let sent = self.connection.messages.send_or_hear(left).await;
-            left = left.get(sent.map_err(|error| self.connection.lost(error))?..).unwrap_or_default();
-            self.hear().await?;
+        let mut sent = 0;
+        while let Some(left @ [_, ..]) = frames.get(sent..) {
+            let more = self.connection.messages.send_or_hear(left).await;
+            sent += more.map_err(|error| self.connection.lost(error))?;
+            if let Err(error) = self.hear().await {
+                // The server reads on where we stopped: the message that was cut goes out before the next command.
+                self.connection.messages.outbox.extend_from_slice(rest_of_message(frames, sent));
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -207,6 +211,16 @@ impl CopyIn<'_> {
     }
 }
 
+/// What is missing of the message that the first `sent` bytes end in; nothing where they end with one.
+fn rest_of_message(frames: &[u8], sent: usize) -> &[u8] {
+    let mut end = 0;
+    while end < sent {
+        let Some(length) = frames.get(end + 1..).and_then(|rest| rest.first_chunk::<4>()) else { break };
+        end += 1 + u32::from_be_bytes(*length) as usize;
+    }
+    frames.get(sent..end).unwrap_or_default()
+}
+
 /// `COPY 42`
 fn row_count_of(tag: &[u8]) -> u64 {
     let text = std::str::from_utf8(tag).unwrap_or_default().trim_end_matches('\0');
@@ -222,6 +236,13 @@ mod tests {
         let frames = Bytes::from_static(b"d\0\0\0\x05ad\0\0\0\x04d\0\0\0\x06bc");
         let payloads: Vec<Bytes> = CopyChunk { frames, frame_count: 3 }.payloads().collect();
         assert_eq!(payloads, [&b"a"[..], b"", b"bc"]);
+    }
+
+    #[test]
+    fn a_message_that_was_cut_is_known_by_its_rest() {
+        let frames = b"d\0\0\0\x05ad\0\0\0\x04d\0\0\0\x06bc";
+        let rests: Vec<usize> = (0..=frames.len()).map(|sent| rest_of_message(frames, sent).len()).collect();
+        assert_eq!(rests, [0, 5, 4, 3, 2, 1, 0, 4, 3, 2, 1, 0, 6, 5, 4, 3, 2, 1, 0]);
     }
 
     #[test]
