@@ -88,6 +88,29 @@ CREATE TABLE IF NOT EXISTS changeover.member (
     PRIMARY KEY (migration, table_schema, table_name)
 );
 
+-- One row a change that the target refused, where apply.refused_rows = "dead-letter"; written in the transaction that it
+-- belongs to. `changeover resync` of its table removes it.
+CREATE TABLE IF NOT EXISTS changeover.dead_letter (
+    migration     text NOT NULL,
+    -- End of the source transaction's commit record, and which of its changes.
+    commit_end    pg_lsn NOT NULL,
+    ordinal       bigint NOT NULL,
+    xid           bigint NOT NULL,
+    committed_at  timestamptz NOT NULL,
+    table_schema  text NOT NULL,
+    table_name    text NOT NULL,
+    -- insert, update, delete
+    op            text NOT NULL,
+    -- 22012: the table does not hold exactly one such row.
+    sqlstate      text NOT NULL,
+    reason        text NOT NULL,
+    -- Values in their text form by column. What the stream did not carry is missing; both are NULL where it carried none.
+    old           jsonb,
+    new           jsonb,
+    set_aside_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (migration, commit_end, ordinal, table_schema, table_name)
+);
+
 -- The cutover's durable record. The row with step 'committed' is the commit point.
 CREATE TABLE IF NOT EXISTS changeover.journal (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

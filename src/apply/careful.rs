@@ -1,32 +1,44 @@
-//! A group again, row by row in the order of the source: what a set could not do, or which row it is that fails.
+//! A group again, row by row in the order of the source: what a set could not do, or which row it is that fails. Such a
+//! row ends the pass, or is set aside where that is asked for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
+use crate::model::{Change, TableName};
 use crate::wire::ServerError;
 
 use super::error::Error;
 use super::fold::Layers;
 use super::group::{self, Extent, Group};
+use super::letters;
 use super::queue::Member;
 use super::session::{Outcome, Script, Target};
 use super::transaction::{Step, WRONG_COUNT, close, open, refused};
 
-/// Statements sent at once. The answer to a failure says which of them it was, and the server's answers to this many
-/// fit into a socket's buffer.
-const STATEMENTS_AT_ONCE: usize = 500;
+/// Changes sent at once. The answer to a failure says which of them it was, and the server's answers to this many
+/// statements fit into a socket's buffer.
+const CHANGES_AT_ONCE: usize = 400;
 
 /// Bytes sent at once.
 const BYTES_AT_ONCE: usize = 1 << 20;
 
-/// What a statement of a careful pass is for: change `ordinal` of a member.
+/// Where a pass can go back to when rows are set aside.
+const MARK: &str = "SAVEPOINT rows";
+const GO_BACK: &str = "ROLLBACK TO SAVEPOINT rows";
+const UNMARK: &str = "RELEASE SAVEPOINT rows";
+
+/// Change `ordinal` of a member.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     member: usize,
     ordinal: u64,
 }
 
+/// Changes set aside, by table of the source.
+pub(super) type SetAside = BTreeMap<TableName, u64>;
+
 /// After the pipeline of [`super::transaction::send`] has failed: undoes it, and applies the same changes one by one.
-pub(super) async fn apply(target: &mut Target, group: &Group) -> Result<(), Error> {
+/// With `dead_letters`, what the target refuses is set aside and counted in the answer.
+pub(super) async fn apply(target: &mut Target, group: &Group, dead_letters: bool) -> Result<SetAside, Error> {
     let mut script = Script::new();
     match group.extent {
         Extent::Whole | Extent::Piece { first: true, .. } => {
@@ -36,10 +48,13 @@ pub(super) async fn apply(target: &mut Target, group: &Group) -> Result<(), Erro
         Extent::Piece { first: false, .. } => target.fixed(&mut script, "ROLLBACK TO SAVEPOINT piece", Step::Frame),
     }
     frame(target, script).await?;
-    rows(target, group).await?;
+    let mut pass = Pass { target, group, dead_letters, set_aside: SetAside::new() };
+    pass.rows().await?;
+    let Pass { target, set_aside, .. } = pass;
     let mut script = Script::new();
     close(target, &mut script, group);
-    frame(target, script).await
+    frame(target, script).await?;
+    Ok(set_aside)
 }
 
 async fn frame(target: &mut Target, script: Script<Step>) -> Result<(), Error> {
@@ -49,42 +64,127 @@ async fn frame(target: &mut Target, script: Script<Step>) -> Result<(), Error> {
     }
 }
 
-async fn rows(target: &mut Target, group: &Group) -> Result<(), Error> {
-    let ordered = HashSet::new();
-    let mut script = Script::new();
-    let mut count = 0;
-    for (at, member) in group.members.iter().enumerate() {
-        for (ordinal, change) in group::changes(member) {
-            let mut layers = Layers::default();
-            group::add_change(&mut layers, &member.arrived, member.transaction(), change, &ordered)?;
-            for layer in layers.list() {
-                target.layer(&mut script, layer, Row { member: at, ordinal })?;
-                count += 1;
-            }
-            if count >= STATEMENTS_AT_ONCE || script.size_bytes() >= BYTES_AT_ONCE {
-                perform(target, group, std::mem::replace(&mut script, Script::new())).await?;
-                count = 0;
-            }
-        }
-    }
-    perform(target, group, script).await
+struct Pass<'a> {
+    target: &'a mut Target,
+    group: &'a Group,
+    dead_letters: bool,
+    set_aside: SetAside,
 }
 
-async fn perform(target: &mut Target, group: &Group, script: Script<Row>) -> Result<(), Error> {
-    if script.is_empty() {
-        return Ok(());
+impl Pass<'_> {
+    async fn rows(&mut self) -> Result<(), Error> {
+        let group = self.group;
+        let (mut script, mut rows) = (Script::new(), Vec::new());
+        for (at, member) in group.members.iter().enumerate() {
+            for (ordinal, _) in group::changes(member) {
+                let row = Row { member: at, ordinal };
+                if rows.is_empty() {
+                    self.mark(&mut script, MARK);
+                }
+                self.write(&mut script, row)?;
+                rows.push(row);
+                if rows.len() >= CHANGES_AT_ONCE || script.size_bytes() >= BYTES_AT_ONCE {
+                    self.perform(std::mem::replace(&mut script, Script::new()), &rows).await?;
+                    rows.clear();
+                }
+            }
+        }
+        self.perform(script, &rows).await
     }
-    match target.perform(script).await? {
-        Outcome::Done => Ok(()),
-        Outcome::Failed { label, error } => Err(row_error(&group.members[label.member], label.ordinal, error)),
+
+    /// Only where rows may be set aside: then there is a way back to before them.
+    fn mark(&mut self, script: &mut Script<Option<Row>>, sql: &'static str) {
+        if self.dead_letters {
+            self.target.fixed(script, sql, None);
+        }
     }
+
+    /// The statements of one change.
+    fn write(&mut self, script: &mut Script<Option<Row>>, row: Row) -> Result<(), Error> {
+        let member = &self.group.members[row.member];
+        let mut layers = Layers::default();
+        let change = change_of(member, row.ordinal);
+        group::add_change(&mut layers, &member.arrived, member.transaction(), change, &HashSet::new())?;
+        for layer in layers.list() {
+            self.target.layer(script, layer, Some(row))?;
+        }
+        Ok(())
+    }
+
+    async fn perform(&mut self, mut script: Script<Option<Row>>, rows: &[Row]) -> Result<(), Error> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.mark(&mut script, UNMARK);
+        let Outcome::Failed { label, error } = self.target.perform(script).await? else { return Ok(()) };
+        let failed = label.ok_or_else(|| set_aside_failed(error.clone()))?;
+        self.may_set_aside(failed, error)?;
+        self.undo().await?;
+        for row in rows {
+            self.one(*row).await?;
+        }
+        Ok(())
+    }
+
+    /// One change that may fail by itself.
+    async fn one(&mut self, row: Row) -> Result<(), Error> {
+        let mut script = Script::new();
+        self.mark(&mut script, MARK);
+        self.write(&mut script, row)?;
+        self.mark(&mut script, UNMARK);
+        let Outcome::Failed { error, .. } = self.target.perform(script).await? else { return Ok(()) };
+        let error = self.may_set_aside(row, error)?;
+        self.undo().await?;
+        let member = &self.group.members[row.member];
+        let change = change_of(member, row.ordinal);
+        let table = table_of(member, change);
+        let mut script = Script::new();
+        self.target.set_aside(&mut script, member.transaction(), (row.ordinal, change), table, &error, Some(row));
+        match self.target.perform(script).await? {
+            Outcome::Done => *self.set_aside.entry(table.relation.name.clone()).or_default() += 1,
+            Outcome::Failed { error, .. } => return Err(set_aside_failed(error)),
+        }
+        Ok(())
+    }
+
+    /// Hands the error back where the row can be set aside.
+    fn may_set_aside(&self, row: Row, error: ServerError) -> Result<ServerError, Error> {
+        let member = &self.group.members[row.member];
+        let has_row = letters::has_row(change_of(member, row.ordinal));
+        if self.dead_letters && has_row && letters::is_about_the_row(&error) {
+            Ok(error)
+        } else {
+            Err(row_error(member, row.ordinal, error))
+        }
+    }
+
+    async fn undo(&mut self) -> Result<(), Error> {
+        let mut script = Script::new();
+        self.mark(&mut script, GO_BACK);
+        self.mark(&mut script, UNMARK);
+        match self.target.perform(script).await? {
+            Outcome::Done => Ok(()),
+            Outcome::Failed { error, .. } => Err(set_aside_failed(error)),
+        }
+    }
+}
+
+fn set_aside_failed(source: ServerError) -> Error {
+    Error::Refused { what: "set aside a row that the target refused", source }
+}
+
+fn change_of(member: &Member, ordinal: u64) -> &Change {
+    let at = ordinal - member.transaction().first_ordinal;
+    &member.transaction().changes[usize::try_from(at).expect("an ordinal of this part")]
+}
+
+fn table_of<'a>(member: &'a Member, change: &'a Change) -> &'a super::table::Table {
+    group::tables_of(&member.arrived, change).next().expect("the statement was made from a change of a table")
 }
 
 fn row_error(member: &Member, ordinal: u64, source: ServerError) -> Error {
     let transaction = member.transaction();
-    let found = group::changes(member).find(|(at, _)| *at == ordinal);
-    let table = found.and_then(|(_, change)| group::tables_of(&member.arrived, change).next());
-    let table = table.expect("the statement was made from a change of a table");
+    let table = table_of(member, change_of(member, ordinal));
     let (name, xid, position) = (table.relation.name.clone(), transaction.xid, transaction.end);
     if source.sqlstate() == WRONG_COUNT {
         Error::RowMissing { table: name, key: table.key_names(), xid, position, ordinal }

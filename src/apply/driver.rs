@@ -79,6 +79,7 @@ pub(super) struct Driver {
     group_bytes: usize,
     group_delay: Duration,
     pub(super) held_bytes: usize,
+    dead_letters: bool,
     /// Where we stood when we came: what ends here or before is not applied again.
     start: Option<Lsn>,
 
@@ -154,6 +155,7 @@ impl Driver {
             group_bytes: options.group_bytes,
             group_delay: options.group_delay,
             held_bytes: options.held_bytes,
+            dead_letters: options.dead_letters,
             start,
             state: State::default(),
             hold_reply: None,
@@ -349,7 +351,8 @@ impl Driver {
             Outcome::Done => {}
             Outcome::Failed { label: Step::Layer(layer), error } if error.disposition() != Disposition::Retry => {
                 self.mistrust(&group, layer, &error);
-                careful::apply(&mut self.target, &group).await?;
+                let set_aside = careful::apply(&mut self.target, &group, self.dead_letters).await?;
+                report::set_aside(&set_aside);
             }
             Outcome::Failed { label, error } => return Err(transaction::refused(&self.target, label, error)),
         }

@@ -85,7 +85,7 @@ impl Error {
                 Disposition::Halt { .. } => Disposition::Halt {
                     hint: format!(
                         "make the target's table {table} accept the row (a constraint or a type differs from the \
-                         source), then `changeover resume`"
+                         source), then `changeover resume`; or set such rows aside: apply.refused_rows = \"dead-letter\""
                     ),
                 },
             },

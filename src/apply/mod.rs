@@ -38,6 +38,7 @@ mod encode;
 mod session;
 mod statements;
 mod transaction;
+mod letters;
 mod careful;
 mod report;
 mod driver;

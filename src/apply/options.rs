@@ -38,6 +38,8 @@ pub struct Options {
     pub group_bytes: usize,
     /// How long a group may wait to be filled while we are behind. When we are not, a transaction never waits.
     pub group_delay: Duration,
+    /// A row that the target refuses is set aside in `changeover.dead_letter`; otherwise it is an error.
+    pub dead_letters: bool,
     /// Bytes that may be held back while standing still for verification or cutover.
     pub held_bytes: usize,
 }

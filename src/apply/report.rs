@@ -1,10 +1,12 @@
 //! What is told after a commit: the position, rows per table, how late each transaction was.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tracing::warn;
 
-use crate::model::{ChangeKind, Lsn, OldTuple, RowCounts, Settled, SinkName, Touched, Tuple};
+use crate::model::{ChangeKind, Lsn, OldTuple, RowCounts, Settled, SinkName, TableName, Touched, Tuple};
 use crate::telemetry::{Latency, Tally, clock, metrics as names};
 
 use super::group::{self, Group};
@@ -25,6 +27,14 @@ fn count(table: &Table, counts: RowCounts) {
             metrics::counter!(names::ROWS_TOTAL, names::LABEL_TABLE => name.clone(), names::LABEL_OP => op)
                 .increment(rows);
         }
+    }
+}
+
+/// Tells of changes that the target refused, by table.
+pub(super) fn set_aside(letters: &BTreeMap<TableName, u64>) {
+    for (table, count) in letters {
+        warn!(%table, count, "the target refused changes: set aside in changeover.dead_letter, this table differs from the source now");
+        metrics::counter!(names::DEAD_LETTERS_TOTAL, names::LABEL_TABLE => table.to_string()).increment(*count);
     }
 }
 

@@ -193,6 +193,10 @@ impl Target {
         self.outcome(&mut sent).await
     }
 
+    pub(super) fn migration(&self) -> &str {
+        &self.migration
+    }
+
     pub(super) fn superseded(&self) -> Error {
         Error::Superseded { migration: self.migration.clone(), epoch: self.epoch }
     }

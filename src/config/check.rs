@@ -271,6 +271,12 @@ fn check_apply(raw: RawApply, findings: &mut Findings<'_>) -> Apply {
             Duration::ZERO..=Duration::from_secs(10),
             Duration::from_millis(5),
         ),
+        dead_letters: findings.choice(
+            "apply.refused_rows",
+            raw.refused_rows,
+            &[("stop", false), ("dead-letter", true)],
+            false,
+        ),
     }
 }
 

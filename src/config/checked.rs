@@ -160,6 +160,8 @@ pub struct Apply {
     pub group_bytes: usize,
     /// ... or when its first transaction has waited this long.
     pub group_delay: Duration,
+    /// A row that the target refuses is set aside in `changeover.dead_letter`; otherwise it stops the target.
+    pub dead_letters: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -35,6 +35,7 @@ const fn key(path: &'static str, kind: Kind) -> Key {
 pub(super) const SNAPSHOT_MODES: &[&str] = &["full", "data", "none"];
 pub(super) const KAFKA_FORMATS: &[&str] = &["json"];
 pub(super) const ROUTER_KINDS: &[&str] = &["pgbouncer", "command", "http"];
+pub(super) const REFUSED_ROWS: &[&str] = &["stop", "dead-letter"];
 pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
 pub(super) const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 
@@ -83,6 +84,7 @@ pub(super) const KEYS: &[Key] = &[
     key("spool.release_source_wal", Kind::Boolean),
     key("apply.group", Kind::Size),
     key("apply.group_delay", Kind::Duration),
+    key("apply.refused_rows", Kind::Choice(REFUSED_ROWS)),
     key("cutover.max_pause", Kind::Duration),
     key("cutover.max_lag", Kind::Size),
     key("cutover.sequence_margin", Kind::Integer),

@@ -121,6 +121,7 @@ pub(super) struct RawSpool {
 pub(super) struct RawApply {
     pub group: Option<String>,
     pub group_delay: Option<String>,
+    pub refused_rows: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{BLUE, Error, GREEN, query};
 use super::ports::Ports;
 use super::router::Router;
+use crate::model::{MigrationName, TableName};
 use crate::telemetry::chain;
 use crate::verify::{self, DirtyKeys, Report, Verdict};
 use crate::wire::Session;
@@ -109,6 +110,26 @@ pub(super) async fn no_prepared_transactions(blue: &Session) -> Result<Gate, Err
     } else {
         let remedy = "COMMIT PREPARED or ROLLBACK PREPARED them (pg_prepared_xacts lists them)";
         Gate::closed("no_prepared_transactions", format!("{count} on blue"), remedy)
+    })
+}
+
+/// A change that was set aside is missing on green, whatever a verdict from before it says.
+pub(super) async fn no_dead_letters(green: &Session, migration: &MigrationName) -> Result<Gate, Error> {
+    let what = "look for changes that were set aside";
+    let statement = "SELECT table_schema, table_name, count(*) FROM changeover.dead_letter WHERE migration = $1 \
+         GROUP BY 1, 2 ORDER BY 1, 2";
+    let rows = green.query(statement, &[&migration.as_str()]).await.map_err(query(GREEN, what))?;
+    let read = |row: &tokio_postgres::Row| {
+        let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+        Ok(format!("{table} ({})", row.try_get::<_, i64>(2)?))
+    };
+    let found = rows.iter().map(read).collect::<Result<Vec<_>, _>>().map_err(query(GREEN, what))?;
+    Ok(if found.is_empty() {
+        Gate::open("no_dead_letters", "green has refused no change")
+    } else {
+        let detail =
+            format!("changes that green refused are set aside in changeover.dead_letter: {}", found.join(", "));
+        Gate::closed("no_dead_letters", detail, "mend what refused them, then `changeover resync TABLE`")
     })
 }
 

@@ -71,6 +71,7 @@ impl<'p> Stage<'p> {
             ("no_long_transactions", gates::no_long_transactions(blue, max_pause).await),
             ("no_prepared_transactions", gates::no_prepared_transactions(blue).await),
             ("green_complete", gates::green_complete(blue, green, dirty).await),
+            ("no_dead_letters", gates::no_dead_letters(green, &self.options.verify.migration).await),
             ("green_analyzed", gates::green_analyzed(green, dirty).await),
             ("fence_allowed", gates::fence_allowed(blue, dirty).await),
         ];

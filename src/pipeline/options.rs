@@ -66,6 +66,7 @@ pub(super) fn apply_options(config: &Config, prepared: &Prepared, shares: &Share
         handovers: Vec::new(),
         group_bytes: config.apply.group_bytes.min(shares.group_bytes),
         group_delay: config.apply.group_delay,
+        dead_letters: config.apply.dead_letters,
         held_bytes: shares.link_bytes,
     }
 }

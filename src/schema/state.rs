@@ -34,6 +34,7 @@ pub async fn drop_state(target: &Session, migration: &MigrationName) -> Result<(
          DELETE FROM changeover.split WHERE migration = '{migration}';
          DELETE FROM changeover.member WHERE migration = '{migration}';
          DELETE FROM changeover.step WHERE migration = '{migration}';
+         DELETE FROM changeover.dead_letter WHERE migration = '{migration}';
          DELETE FROM changeover.journal WHERE migration = '{migration}';
          DO $$ BEGIN
              IF NOT EXISTS (SELECT FROM changeover.migration) THEN DROP SCHEMA changeover CASCADE; END IF;

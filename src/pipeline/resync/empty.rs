@@ -76,7 +76,8 @@ impl Place {
         let ready = entering(migration, epoch, std::slice::from_ref(&self.table), MemberStep::Ready);
         let sql = format!(
             "BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {emptying}; \
-             DELETE FROM changeover.unit WHERE {of_table}; DELETE FROM changeover.split WHERE {of_table}; {ready}; COMMIT"
+             DELETE FROM changeover.unit WHERE {of_table}; DELETE FROM changeover.split WHERE {of_table}; \
+             DELETE FROM changeover.dead_letter WHERE {of_table}; {ready}; COMMIT"
         );
         let outcome = target.batch_execute(&sql).await;
         if outcome.is_err() {

@@ -85,6 +85,7 @@ impl World {
             handovers: Vec::new(),
             group_bytes: 1 << 20,
             group_delay: Duration::ZERO,
+            dead_letters: false,
             held_bytes: 4 << 20,
         };
         Self { server, source, target, decoder, options }
