@@ -111,6 +111,28 @@ CREATE TABLE IF NOT EXISTS changeover.dead_letter (
     PRIMARY KEY (migration, commit_end, ordinal, table_schema, table_name)
 );
 
+-- Who else has written to the migration's tables on the target, and when last. The trigger on each table writes notes, in the
+-- writer's own transaction, which are folded by the daemon.
+CREATE TABLE IF NOT EXISTS changeover.stranger (
+    migration     text NOT NULL,
+    table_schema  text NOT NULL,
+    table_name    text NOT NULL,
+    role          text NOT NULL,
+    application   text NOT NULL,
+    address       text NOT NULL,
+    last_at       timestamptz NOT NULL,
+    PRIMARY KEY (migration, table_schema, table_name, role, application, address)
+);
+CREATE TABLE IF NOT EXISTS changeover.stranger_note (
+    migration     text NOT NULL,
+    table_schema  text NOT NULL,
+    table_name    text NOT NULL,
+    role          text NOT NULL,
+    application   text NOT NULL,
+    address       text NOT NULL,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- The cutover's durable record. The row with step 'committed' is the commit point.
 CREATE TABLE IF NOT EXISTS changeover.journal (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

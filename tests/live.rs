@@ -53,6 +53,8 @@ mod throttle;
 mod hostile;
 #[path = "live/row_filter.rs"]
 mod row_filter;
+#[path = "live/strangers.rs"]
+mod strangers;
 #[path = "live/crash.rs"]
 mod crash;
 #[path = "live/resync.rs"]

@@ -100,14 +100,15 @@ impl Shapes {
 }
 
 /// Triggers that fire in our session are those enabled ALWAYS, and REPLICA or the ordinary ones by its role
-/// (`session_replication_role`); rules alike. Partitions have their own.
+/// (`session_replication_role`); rules alike. Partitions have their own. Our own watch for strangers changes nothing.
 const TABLE: &str = "
 WITH own AS (
     SELECT $1::pg_catalog.oid AS oid UNION SELECT relid FROM pg_catalog.pg_partition_tree($1::pg_catalog.oid)
 ), fires AS (SELECT CASE WHEN $2 THEN '{A,R}'::text[] ELSE '{A,O}'::text[] END AS states)
 SELECT class.relkind = 'p' AS partitioned,
        EXISTS (SELECT FROM pg_catalog.pg_trigger, fires
-               WHERE tgrelid IN (SELECT oid FROM own) AND tgenabled::text = ANY (states)) AS triggers,
+               WHERE tgrelid IN (SELECT oid FROM own) AND tgenabled::text = ANY (states)
+                 AND NOT pg_catalog.starts_with(tgname::text, 'changeover_watch_')) AS triggers,
        EXISTS (SELECT FROM pg_catalog.pg_rewrite, fires
                WHERE ev_class IN (SELECT oid FROM own) AND ev_type <> '1' AND ev_enabled::text = ANY (states)) AS rules,
        (SELECT count(*) FROM pg_catalog.pg_index

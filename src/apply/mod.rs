@@ -21,6 +21,7 @@ mod position;
 mod members;
 mod lanes;
 mod origin;
+mod strangers;
 
 mod table;
 mod facts;
@@ -53,3 +54,4 @@ pub use members::{
 pub use options::{Options, Ports};
 pub use origin::drop_origin;
 pub use position::{adopt_position, read_lane_position, read_position};
+pub use strangers::{Stranger, Watched, read_strangers, unwatch, watch};

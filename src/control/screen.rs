@@ -40,7 +40,9 @@ impl Screen {
         lines.extend(verification(status));
         lines.extend(resync(status));
         lines.extend(cutover(status));
-        for (word, troubles) in [("HALTED", &status.halted), ("retrying", &status.retrying)] {
+        for (word, troubles) in
+            [("HALTED", &status.halted), ("WARNING", &status.warnings), ("retrying", &status.retrying)]
+        {
             lines.extend(troubles.iter().flat_map(|trouble| self.trouble(word, trouble)));
         }
         lines.push(String::new());

@@ -168,6 +168,7 @@ fn status() -> Status {
             since_us: 0,
         }],
         retrying: Vec::new(),
+        warnings: Vec::new(),
         started_at_us: 0,
         source: SourceStatus { connected: true, slot_retained_bytes: Some(3 << 30), ..SourceStatus::default() },
         lag_bytes: 5 << 20,

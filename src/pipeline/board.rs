@@ -13,10 +13,11 @@ use super::prepare::Prepared;
 use super::resync::Desk;
 use super::status::{
     CutoverStatus, LatencyStatus, Owner, Phase, ResyncStatus, SinkStatus, SnapshotStatus, SourceStatus, SpoolStatus,
-    Status, StepStatus, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, VerificationStatus, WorkUnit,
-    printed,
+    Status, StepStatus, TableState, TableStatus, TableVerdictStatus, ThrottleStatus, Trouble, VerificationStatus,
+    WorkUnit, printed,
 };
 use super::troubles::Troubles;
+use crate::apply::Stranger;
 use crate::config::Config;
 use crate::model::{RowCounts, Settled, SinkName, SourceIdentity, TableName};
 use crate::schema::{self, Steps, StepsRead};
@@ -50,6 +51,7 @@ struct Inner {
     verifying: AtomicBool,
     report: Mutex<Option<verify::Report>>,
     cutover: Mutex<Option<CutoverStatus>>,
+    strangers: Mutex<Vec<Stranger>>,
     resync: Arc<Desk>,
 }
 
@@ -90,6 +92,7 @@ impl Board {
             verifying: AtomicBool::new(false),
             report: Mutex::new(None),
             cutover: Mutex::new(None),
+            strangers: Mutex::new(Vec::new()),
             resync: Arc::default(),
         }))
     }
@@ -191,6 +194,11 @@ impl Board {
         *lock(&self.0.cutover) = Some(status);
     }
 
+    /// Who else has written to tables of the target that were not found equal since.
+    pub(super) fn strangers(&self, strangers: Vec<Stranger>) {
+        *lock(&self.0.strangers) = strangers;
+    }
+
     pub(super) fn status(&self) -> Status {
         let inner = &*self.0;
         let phase = self.phase();
@@ -208,6 +216,7 @@ impl Board {
             paused: inner.paused.load(Ordering::Relaxed),
             halted,
             retrying,
+            warnings: lock(&inner.strangers).iter().map(stranger_warning).collect(),
             started_at_us: inner.started_at_us,
             source: self.source(),
             lag_bytes: target.lag_bytes,
@@ -347,6 +356,20 @@ enum Indexes {
 
 /// A share that is an estimate is never told as the whole.
 const RATIO_BEFORE_DONE: f64 = 0.999;
+
+fn stranger_warning(stranger: &Stranger) -> Trouble {
+    let Stranger { table, role, application, address, last_at_us } = stranger;
+    let name = if application.is_empty() { "unnamed" } else { application };
+    let from = if address.is_empty() { "the target's own machine" } else { address };
+    Trouble {
+        part: "target".to_owned(),
+        error: format!("somebody else writes to {table} on the target: {name} as {role}, from {from}"),
+        hint: Some(format!(
+            "stop it; `changeover verify --table {table}` shows what it changed, `changeover resync {table}` copies the table again"
+        )),
+        since_us: *last_at_us,
+    }
+}
 
 fn table_status(name: &TableName, state: TableState, copied: Option<&TableProgress>, counts: RowCounts) -> TableStatus {
     let bytes_copied = copied.map_or(0, |progress| progress.bytes_copied);

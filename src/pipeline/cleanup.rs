@@ -124,6 +124,13 @@ async fn remove(
     cutover::remove_journal(source, &config.migration).await?;
     done.removed.push("fence and journal on the source".to_owned());
     apply::drop_origin(target, &config.migration).await?;
+    match apply::unwatch(target, &config.migration).await? {
+        0 => done.removed.push("watch for other writers on the target".to_owned()),
+        busy => done.left.push(format!(
+            "triggers changeover_watch_{} on {busy} tables of the target that were never free: drop them",
+            config.migration
+        )),
+    }
     if let Some(migration) = migration {
         forget_position(config, migration, &mut done).await;
     }

@@ -67,6 +67,7 @@ impl Requests {
     pub(super) async fn cut_over(&self, request: CutoverRequest) -> Result<serde_json::Value, Refused> {
         self.streaming("cutover")?;
         let _turn = self.turn()?;
+        self.strangers.look().await;
         if !request.dry_run {
             self.enter(Input::CutoverBegan);
         }

@@ -21,6 +21,7 @@ use super::receive::Receive;
 use super::requests::{Requests, verified_tables};
 use super::resync::{Resync, SettingApart};
 use super::sinks::{Feed, KafkaSink, TargetSink};
+use super::strangers::Strangers;
 use super::supervise::Supervisor;
 use super::touched::Listeners;
 use super::watchers;
@@ -120,6 +121,9 @@ impl Daemon {
             tasks.spawn(sink.run(spool.cursor(SinkName::Kafka)));
         }
         tasks.spawn(watchers::watch_slot(Arc::clone(&self.config), self.board.clone(), stop.clone()));
+        let row_tables = prepared.wanted.row_tables().map(|table| table.name.clone()).collect();
+        let strangers = Arc::new(Strangers::new(&self.config, &self.board, &listeners, row_tables));
+        tasks.spawn(Arc::clone(&strangers).run(stop.clone()));
         let apply = apply_options(&self.config, &prepared, &shares);
         let catalog = Arc::new(prepared.wanted.clone());
         let turn = Arc::default();
@@ -171,6 +175,7 @@ impl Daemon {
             setting_apart,
             epoch: prepared.epoch,
             turn,
+            strangers,
         };
         tasks.spawn(migrate.run(prepared, target, spool.cursor(SinkName::Target)));
         tasks.spawn(requests.serve(self.requests));

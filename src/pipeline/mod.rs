@@ -31,6 +31,7 @@ mod touched;
 mod requests;
 mod cutover;
 mod resync;
+mod strangers;
 mod watchers;
 mod board;
 mod supervise;

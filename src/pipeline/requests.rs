@@ -15,6 +15,7 @@ use super::flow::Flow;
 use super::handle::{Answer, Refused, Request, ThrottleRequest, VerifyRequest};
 use super::resync::SettingApart;
 use super::status::Phase;
+use super::strangers::Strangers;
 use super::supervise::Supervisor;
 use super::touched::{Chosen, Listeners};
 use crate::config::{COPY_RATE_MIN, Config};
@@ -44,6 +45,7 @@ pub(super) struct Requests {
     pub(super) epoch: i64,
     /// One at a time: verification and cutover both make the applier stand still.
     pub(super) turn: Arc<Mutex<()>>,
+    pub(super) strangers: Arc<Strangers>,
 }
 
 impl Requests {
@@ -101,6 +103,8 @@ impl Requests {
         let _turn = self.turn()?;
         let left_out = self.board.resync().tables();
         let chosen = self.chosen(&request, &left_out)?;
+        // Noticed afterwards, an earlier write would make a later verdict doubtful.
+        self.strangers.look().await;
         self.board.verifying(true);
         let dirty = chosen.as_ref().map_or(&**self.listeners.all(), Chosen::keys);
         let report = verify::verify(&self.verify_options(), &self.commands, dirty, &self.board.verification()).await;

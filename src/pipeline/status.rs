@@ -19,6 +19,9 @@ pub struct Status {
     pub halted: Vec<Trouble>,
     /// What is being retried right now (a dropped connection, a dead broker).
     pub retrying: Vec<Trouble>,
+    /// What does not stop anything and should not be: somebody else who writes to the target. `since_us` is when last.
+    #[serde(default)]
+    pub warnings: Vec<Trouble>,
     pub started_at_us: i64,
     pub source: SourceStatus,
     /// Bytes of the source's log that the target has not applied.

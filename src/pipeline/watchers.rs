@@ -41,7 +41,7 @@ async fn retained(config: &Config, session: Option<Session>) -> Result<(u64, Ses
 }
 
 /// False when the daemon stops.
-async fn wait(stop: &CancellationToken, interval: Duration) -> bool {
+pub(super) async fn wait(stop: &CancellationToken, interval: Duration) -> bool {
     tokio::select! { biased;
         () = stop.cancelled() => false,
         () = tokio::time::sleep(interval) => true,

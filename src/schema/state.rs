@@ -35,6 +35,8 @@ pub async fn drop_state(target: &Session, migration: &MigrationName) -> Result<(
          DELETE FROM changeover.member WHERE migration = '{migration}';
          DELETE FROM changeover.step WHERE migration = '{migration}';
          DELETE FROM changeover.dead_letter WHERE migration = '{migration}';
+         DELETE FROM changeover.stranger WHERE migration = '{migration}';
+         DELETE FROM changeover.stranger_note WHERE migration = '{migration}';
          DELETE FROM changeover.journal WHERE migration = '{migration}';
          DO $$ BEGIN
              IF NOT EXISTS (SELECT FROM changeover.migration) THEN DROP SCHEMA changeover CASCADE; END IF;

@@ -13,6 +13,7 @@ pub const SLOT_RETAINED_BYTES: &str = "changeover_slot_retained_bytes";
 /// Label `op`: insert, update, delete, truncate.
 pub const ROWS_TOTAL: &str = "changeover_rows_total";
 pub const DEAD_LETTERS_TOTAL: &str = "changeover_dead_letters_total";
+pub const FOREIGN_WRITES_TOTAL: &str = "changeover_foreign_writes_total";
 pub const TRANSACTIONS_TOTAL: &str = "changeover_transactions_total";
 pub const SNAPSHOT_ROWS_TOTAL: &str = "changeover_snapshot_rows_total";
 pub const SNAPSHOT_BYTES_TOTAL: &str = "changeover_snapshot_bytes_total";
@@ -82,6 +83,10 @@ fn describe_all() {
     describe_gauge!(SLOT_RETAINED_BYTES, Unit::Bytes, "Bytes of log that the slot keeps on the source");
     describe_counter!(ROWS_TOTAL, "Row changes applied on the target, by table and operation");
     describe_counter!(DEAD_LETTERS_TOTAL, "Changes that the target refused, set aside in changeover.dead_letter");
+    describe_counter!(
+        FOREIGN_WRITES_TOTAL,
+        "Times that somebody else was seen to have written to a table of the target"
+    );
     describe_counter!(TRANSACTIONS_TOTAL, "Source transactions that are durable in the sink");
     describe_counter!(SNAPSHOT_ROWS_TOTAL, "Rows copied before streaming");
     describe_counter!(SNAPSHOT_BYTES_TOTAL, Unit::Bytes, "Bytes copied before streaming, as they travelled");

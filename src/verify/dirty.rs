@@ -134,7 +134,9 @@ impl DirtyKeys {
                 ledger.release(&dirty);
                 State::Unknown
             }
-            State::Unknown | State::Clean { .. } => panic!("a table was judged that nobody began to compare"),
+            // Somebody has come to distrust it meanwhile.
+            State::Unknown => State::Unknown,
+            State::Clean { .. } => panic!("a table was judged that nobody began to compare"),
         };
         ledger.states[table] = state;
     }
@@ -190,6 +192,12 @@ impl DirtyKeys {
         if let Some(place) = self.tables.iter().position(|known| known.source.to_string() == table) {
             self.refute(place);
         }
+    }
+
+    /// Whether `table` (its name on the source) was found equal in full, but for keys that the applier wrote since.
+    pub fn is_held_equal(&self, table: &str) -> bool {
+        let place = self.tables.iter().position(|known| known.source.to_string() == table);
+        place.is_some_and(|place| matches!(self.lock().states[place], State::Clean { .. }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {

@@ -24,7 +24,8 @@ SELECT n.nspname::text, c.relname::text, c.relkind = 'p',
                WHERE contype = 'f' AND confrelid = c.oid AND conrelid <> c.oid),
        EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE contype = 'f' AND c.oid IN (conrelid, confrelid))
            OR EXISTS (SELECT FROM pg_catalog.pg_trigger
-                      WHERE tgrelid = c.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A'))
+                      WHERE tgrelid = c.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+                        AND NOT pg_catalog.starts_with(tgname::text, 'changeover_watch_'))
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.oid = ANY (
     SELECT pg_catalog.to_regclass(name)::oid FROM pg_catalog.unnest($1::text[]) AS name)";

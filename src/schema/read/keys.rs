@@ -85,7 +85,8 @@ pub(super) async fn foreign(session: &Session, oids: &[u32]) -> Result<ByTable<F
 
 pub(super) async fn triggers(session: &Session, oids: &[u32]) -> Result<ByTable<Trigger>, Error> {
     let sql = "SELECT t.tgrelid, t.tgname::text, t.tgenabled::text FROM pg_catalog.pg_trigger t
-               WHERE t.tgrelid = ANY ($1::oid[]) AND NOT t.tgisinternal ORDER BY t.tgrelid, t.tgname";
+               WHERE t.tgrelid = ANY ($1::oid[]) AND NOT t.tgisinternal
+                 AND NOT pg_catalog.starts_with(t.tgname::text, 'changeover_watch_') ORDER BY t.tgrelid, t.tgname";
     let rows = session.query(sql, &[&oids]).await.map_err(Error::query("read the triggers"))?;
     let mut found = ByTable::new();
     for row in rows {

@@ -1,0 +1,185 @@
+//! Somebody else's writes to the target's tables, noticed by the server as they commit: a statement trigger that fires for
+//! ordinary sessions only. Ours are replicas (`session_replication_role`) or known by their application's name.
+//!
+//! The trigger writes a note at most once a second for each writer, in the writer's own transaction, and reads the
+//! cutover's journal first: once green owns the writes, it says nothing any more.
+
+use crate::model::{MigrationName, TableName, quote_identifier, quote_literal};
+use crate::wire::{Session, sqlstate};
+
+use super::error::Error;
+
+/// How long a writer may queue behind our request for a lock.
+const LOCK_TIMEOUT_MS: u32 = 50;
+
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// Somebody who writes to a table of the migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    pub table: TableName,
+    pub role: String,
+    /// `application_name`; may be empty.
+    pub application: String,
+    /// Empty for a Unix socket.
+    pub address: String,
+    /// Microseconds since the Unix epoch, by the target's clock.
+    pub last_at_us: i64,
+}
+
+/// Tables (partitions and partitioned ones included) that are watched after a call of [`watch`], and those that are not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    pub begun: usize,
+    /// In use just now: to be tried again.
+    pub busy: usize,
+    /// Our role may make no trigger there.
+    pub forbidden: Vec<TableName>,
+}
+
+fn trigger_name(migration: &MigrationName) -> String {
+    format!("changeover_watch_{migration}")
+}
+
+fn function_name(migration: &MigrationName) -> String {
+    format!("changeover.{}", quote_identifier(&format!("watch_{migration}")))
+}
+
+fn function(migration: &MigrationName) -> String {
+    let (function, name) = (function_name(migration), quote_literal(migration.as_str()));
+    format!(
+        "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
+         SET search_path = pg_catalog, pg_temp AS $watch$
+         DECLARE application text := current_setting('application_name'); address text := coalesce(host(inet_client_addr()), '');
+         BEGIN
+             IF application LIKE 'changeover %' OR EXISTS (SELECT FROM changeover.journal AS j
+                 WHERE j.migration = {name} AND j.step = 'committed')
+                OR EXISTS (SELECT FROM changeover.stranger_note AS n WHERE n.migration = {name}
+                    AND n.table_schema = TG_TABLE_SCHEMA AND n.table_name = TG_TABLE_NAME AND n.role = session_user
+                    AND n.application = application AND n.address = address
+                    AND n.at > clock_timestamp() - interval '1 s')
+             THEN RETURN NULL; END IF;
+             INSERT INTO changeover.stranger_note (migration, table_schema, table_name, role, application, address)
+             VALUES ({name}, TG_TABLE_SCHEMA, TG_TABLE_NAME, session_user, application, address);
+             RETURN NULL;
+         END $watch$"
+    )
+}
+
+/// The migration's tables on the target, their partitions among them, that have no trigger of ours.
+const UNWATCHED: &str = "
+WITH named AS (SELECT pg_catalog.to_regclass(name)::pg_catalog.oid AS oid FROM pg_catalog.unnest($1::text[]) AS name)
+SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p')
+  AND c.oid IN (SELECT oid FROM named UNION SELECT relid FROM named, pg_catalog.pg_partition_tree(named.oid))
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = c.oid AND tgname = $2)
+ORDER BY 1, 2";
+
+/// Begins to watch those of `tables` that are not watched yet. Waits for no writer, ours included: what is busy is left to the next call.
+pub async fn watch(target: &Session, migration: &MigrationName, tables: &[TableName]) -> Result<Watched, Error> {
+    let failed = |source| Error::Query { what: "watch for other writers on the target", source };
+    let names: Vec<String> = tables.iter().map(TableName::quoted).collect();
+    let missing = target.query(UNWATCHED, &[&names, &trigger_name(migration)]).await.map_err(failed)?;
+    if missing.is_empty() {
+        return Ok(Watched::default());
+    }
+    target.batch_execute(&function(migration)).await.map_err(failed)?;
+    let mut watched = Watched::default();
+    for row in missing {
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let sql = format!(
+            "BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; CREATE TRIGGER {} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE \
+             ON {} FOR EACH STATEMENT EXECUTE FUNCTION {}(); COMMIT",
+            quote_identifier(&trigger_name(migration)),
+            table.quoted(),
+            function_name(migration)
+        );
+        match in_one(target, &sql).await {
+            Ok(()) => watched.begun += 1,
+            Err(error) if is(&error, LOCK_NOT_AVAILABLE) => watched.busy += 1,
+            Err(error) if is(&error, sqlstate::INSUFFICIENT_PRIVILEGE) => watched.forbidden.push(table),
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(watched)
+}
+
+/// Everybody who has been noticed so far.
+pub async fn read_strangers(target: &Session, migration: &MigrationName) -> Result<Vec<Stranger>, Error> {
+    const FOLD: &str = "
+        WITH taken AS (DELETE FROM changeover.stranger_note WHERE migration = $1 RETURNING *)
+        INSERT INTO changeover.stranger AS s (migration, table_schema, table_name, role, application, address, last_at)
+        SELECT migration, table_schema, table_name, role, application, address, max(at) FROM taken GROUP BY 1, 2, 3, 4, 5, 6
+        ON CONFLICT (migration, table_schema, table_name, role, application, address)
+        DO UPDATE SET last_at = greatest(s.last_at, EXCLUDED.last_at)";
+    const READ: &str = "
+        SELECT table_schema, table_name, role, application, address, (extract(epoch FROM last_at) * 1000000)::int8
+        FROM changeover.stranger WHERE migration = $1 ORDER BY 1, 2, 3, 4, 5";
+    let failed = |source| Error::Query { what: "look for other writers on the target", source };
+    target.execute(FOLD, &[&migration.as_str()]).await.map_err(failed)?;
+    let rows = target.query(READ, &[&migration.as_str()]).await.map_err(failed)?;
+    let stranger = |row: &tokio_postgres::Row| Stranger {
+        table: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+        role: row.get(2),
+        application: row.get(3),
+        address: row.get(4),
+        last_at_us: row.get(5),
+    };
+    Ok(rows.iter().map(stranger).collect())
+}
+
+/// Ends the watch and removes what it needed. Gives way to whoever uses the tables; answers how many are left.
+pub async fn unwatch(target: &Session, migration: &MigrationName) -> Result<usize, Error> {
+    const WATCHED: &str = "
+        SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_trigger AS t
+        JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE t.tgname = $1 AND NOT t.tgisinternal";
+    const ATTEMPTS_MAX: u32 = 100;
+    let failed = |source| Error::Query { what: "end the watch for other writers on the target", source };
+    let trigger = trigger_name(migration);
+    let mut busy = 0;
+    for row in target.query(WATCHED, &[&trigger]).await.map_err(failed)? {
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let sql = format!(
+            "BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; DROP TRIGGER IF EXISTS {} ON {}; COMMIT",
+            quote_identifier(&trigger),
+            table.quoted()
+        );
+        let mut attempts = 0;
+        while let Err(error) = in_one(target, &sql).await {
+            attempts += 1;
+            if !is(&error, LOCK_NOT_AVAILABLE) {
+                return Err(failed(error));
+            }
+            if attempts == ATTEMPTS_MAX {
+                busy += 1;
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(u64::from(LOCK_TIMEOUT_MS))).await;
+        }
+    }
+    if busy == 0 {
+        // Not there when the migration never came as far as streaming.
+        let there = "SELECT pg_catalog.to_regnamespace('changeover') IS NOT NULL";
+        if target.query_one(there, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+            let sql = format!("DROP FUNCTION IF EXISTS {}()", function_name(migration));
+            target.batch_execute(&sql).await.map_err(failed)?;
+        }
+    }
+    Ok(busy)
+}
+
+fn is(error: &tokio_postgres::Error, code: &str) -> bool {
+    error.code().is_some_and(|found| found.code() == code)
+}
+
+/// A transaction written as one text; a failed one is rolled back, so that the session stays usable.
+async fn in_one(session: &Session, sql: &str) -> Result<(), tokio_postgres::Error> {
+    let outcome = session.batch_execute(sql).await;
+    if outcome.is_err() {
+        // The first error is the one to tell; a connection that is gone has rolled back by itself.
+        drop(session.batch_execute("ROLLBACK").await);
+    }
+    outcome
+}
