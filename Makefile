@@ -38,6 +38,11 @@ campaign: ## the crash tests of `make test` RUNS times (10), each with another s
 	docker/setup.sh --for test
 	for run in $$(seq $(or $(RUNS),10)); do $(CARGO) test --locked --test live -- crash:: --nocapture || exit 1; done
 
+.PHONY: campaign-apply
+campaign-apply: ## SEEDS (1000) random workloads, applied whole and in parts, compared with the source after each barrier
+	docker/setup.sh --for test
+	CHANGEOVER_SEEDS=$(or $(SEEDS),1000) $(CARGO) test --locked --test live -- a_random_workload_ends_equal --nocapture
+
 .PHONY: setup
 setup: ## install what demo, tests and benchmarks need (Debian, Ubuntu)
 	docker/setup.sh --for test
