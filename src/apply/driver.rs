@@ -389,5 +389,9 @@ impl Driver {
         self.committed = Instant::now();
         report::tally(&group, &self.ports.tally);
         report::settle(&group, self.sink, &self.ports.settled, &self.ports.latency);
+        if let Some(through) = self.reached {
+            // What came behind the last piece had to wait for it.
+            self.reach(through);
+        }
     }
 }

@@ -210,10 +210,6 @@ impl<L> Script<L> {
     pub(super) fn size_bytes(&self) -> usize {
         self.out.len()
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
 }
 
 fn name_of(number: u64) -> String {

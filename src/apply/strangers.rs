@@ -50,17 +50,22 @@ fn function(migration: &MigrationName) -> String {
     format!(
         "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
          SET search_path = pg_catalog, pg_temp AS $watch$
-         DECLARE application text := current_setting('application_name'); address text := coalesce(host(inet_client_addr()), '');
+         DECLARE
+             writer text := current_setting('application_name');
+             place text := coalesce(host(inet_client_addr()), '');
          BEGIN
-             IF application LIKE 'changeover %' OR EXISTS (SELECT FROM changeover.journal AS j
+             IF writer LIKE 'changeover %' OR EXISTS (SELECT FROM changeover.journal AS j
                  WHERE j.migration = {name} AND j.step = 'committed')
                 OR EXISTS (SELECT FROM changeover.stranger_note AS n WHERE n.migration = {name}
                     AND n.table_schema = TG_TABLE_SCHEMA AND n.table_name = TG_TABLE_NAME AND n.role = session_user
-                    AND n.application = application AND n.address = address
-                    AND n.at > clock_timestamp() - interval '1 s')
+                    AND n.application = writer AND n.address = place AND n.at > clock_timestamp() - interval '1 s')
              THEN RETURN NULL; END IF;
              INSERT INTO changeover.stranger_note (migration, table_schema, table_name, role, application, address)
-             VALUES ({name}, TG_TABLE_SCHEMA, TG_TABLE_NAME, session_user, application, address);
+             VALUES ({name}, TG_TABLE_SCHEMA, TG_TABLE_NAME, session_user, writer, place);
+             RETURN NULL;
+         EXCEPTION WHEN OTHERS THEN
+             -- Whoever watches refuses nobody.
+             RAISE WARNING 'changeover has not noted this write: %', SQLERRM;
              RETURN NULL;
          END $watch$"
     )

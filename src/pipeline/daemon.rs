@@ -121,8 +121,7 @@ impl Daemon {
             tasks.spawn(sink.run(spool.cursor(SinkName::Kafka)));
         }
         tasks.spawn(watchers::watch_slot(Arc::clone(&self.config), self.board.clone(), stop.clone()));
-        let row_tables = prepared.wanted.row_tables().map(|table| table.name.clone()).collect();
-        let strangers = Arc::new(Strangers::new(&self.config, &self.board, &listeners, row_tables));
+        let strangers = Arc::new(Strangers::new(&self.config, &self.board, &listeners, &prepared.wanted));
         tasks.spawn(Arc::clone(&strangers).run(stop.clone()));
         let apply = apply_options(&self.config, &prepared, &shares);
         let catalog = Arc::new(prepared.wanted.clone());

@@ -1,5 +1,6 @@
 //! Other writers on the target: looked for while streaming, and before every verification and cutover.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::watchers::wait;
 use crate::apply::{self, Stranger};
 use crate::config::Config;
 use crate::model::TableName;
+use crate::schema::Catalog;
 use crate::telemetry::{chain, metrics as names};
 use crate::wire::{self, Session};
 
@@ -26,6 +28,8 @@ pub(super) struct Strangers {
     board: Board,
     listeners: Arc<Listeners>,
     tables: Vec<TableName>,
+    /// The tables whose rows a statement on each may have written: itself, or every partition below.
+    rows_of: BTreeMap<TableName, Vec<TableName>>,
     state: Mutex<State>,
 }
 
@@ -38,9 +42,17 @@ struct State {
 }
 
 impl Strangers {
-    pub(super) fn new(config: &Arc<Config>, board: &Board, listeners: &Arc<Listeners>, tables: Vec<TableName>) -> Self {
+    pub(super) fn new(config: &Arc<Config>, board: &Board, listeners: &Arc<Listeners>, catalog: &Catalog) -> Self {
         let (config, board, listeners) = (Arc::clone(config), board.clone(), Arc::clone(listeners));
-        Self { config, board, listeners, tables, state: Mutex::default() }
+        let mut rows_of = BTreeMap::<TableName, Vec<TableName>>::new();
+        for table in catalog.row_tables() {
+            let mut above = Some(table);
+            while let Some(holder) = above {
+                rows_of.entry(holder.name.clone()).or_default().push(table.name.clone());
+                above = holder.partition.as_ref().and_then(|partition| catalog.table(&partition.parent));
+            }
+        }
+        Self { config, board, listeners, tables: rows_of.keys().cloned().collect(), rows_of, state: Mutex::default() }
     }
 
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
@@ -90,8 +102,10 @@ impl Strangers {
     /// What was written since is compared anew before a cutover, and whoever wrote is named until it was found equal.
     fn tell(&self, known: &[Stranger], found: &[Stranger]) {
         for stranger in found.iter().filter(|stranger| !known.contains(stranger)) {
+            for table in self.rows_of(stranger) {
+                self.listeners.all().distrust(&table.to_string());
+            }
             let table = stranger.table.to_string();
-            self.listeners.all().distrust(&table);
             warn!(
                 table,
                 role = stranger.role,
@@ -101,7 +115,13 @@ impl Strangers {
             );
             metrics::counter!(names::FOREIGN_WRITES_TOTAL, names::LABEL_TABLE => table).increment(1);
         }
-        let unequal = |stranger: &&Stranger| !self.listeners.all().is_held_equal(&stranger.table.to_string());
+        let is_equal = |table: &TableName| self.listeners.all().is_held_equal(&table.to_string());
+        let unequal = |stranger: &&Stranger| !self.rows_of(stranger).iter().all(is_equal);
         self.board.strangers(found.iter().filter(unequal).cloned().collect());
+    }
+
+    /// A partition that only the target has belongs to no table that is compared.
+    fn rows_of(&self, stranger: &Stranger) -> &[TableName] {
+        self.rows_of.get(&stranger.table).map_or(&[], Vec::as_slice)
     }
 }

@@ -230,6 +230,25 @@ async fn a_large_transaction_is_seen_whole_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn the_position_goes_on_behind_a_large_transaction_that_nothing_follows() {
+    let mut world = World::cut_at("CREATE TABLE a (id int PRIMARY KEY)", 16 << 10).await;
+    world.options.group_bytes = 32 << 10;
+    world.source.exec("INSERT INTO a SELECT generate_series(1, 5000)").await;
+    // Somebody else's log: it belongs to no transaction of ours.
+    world.source.exec("SELECT pg_switch_wal()").await;
+    let batches = world.decoded().await;
+    assert!(batches.len() > 5, "the transaction has to come in parts");
+    let through = batches.last().unwrap().through;
+    assert!(through > end_of(&batches), "something has to follow it");
+    let applied = world.beside(async |running| {
+        running.send(batches).await;
+        let settled = tokio::time::timeout(std::time::Duration::from_secs(20), running.settled(through));
+        settled.await.expect("the position stays behind");
+    });
+    applied.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_piece_of_a_large_transaction_that_needs_its_order_is_applied_in_order() {
     let mut world = World::cut_at("CREATE TABLE a (id int PRIMARY KEY, v int UNIQUE)", 8 << 10).await;
     world.options.group_bytes = 16 << 10;
