@@ -84,6 +84,7 @@ fn drain(target: &PgCluster, batches: Vec<Arc<Batch>>, group_bytes: usize) -> f6
         handovers: Vec::new(),
         group_bytes,
         group_delay: Duration::from_millis(20),
+        dead_letters: false,
         held_bytes: 1 << 20,
     };
     let (input, receiver) = link::channel(8 << 20, 1_024);

@@ -107,8 +107,12 @@ fn frames(shared: &Bytes, ends: &[usize]) -> FrameBatch {
 }
 
 fn decode(reads: &[FrameBatch]) -> u64 {
-    let options =
-        Options { batch_bytes: BATCH_BYTES, resume_after: Lsn::new(1).expect("one is not zero"), next_seq: 0 };
+    let options = Options {
+        batch_bytes: BATCH_BYTES,
+        part_bytes: BATCH_BYTES,
+        resume_after: Lsn::new(1).expect("one is not zero"),
+        next_seq: 0,
+    };
     let mut decoder = Decoder::new(options, Box::new(MemoryStash::new(1 << 30)));
     decoder.begin_session(2);
     let mut emit = |batch: Batch| -> Result<(), Infallible> {

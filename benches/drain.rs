@@ -13,9 +13,7 @@ mod support;
 use std::time::Duration;
 
 use changeover::demo::PgCluster;
-use support::{
-    Ours, WIDE_TABLE, machine, number, processor_seconds, psql, psql_if_it_can, report, run, timed, until, usage,
-};
+use support::{Asker, Ours, WIDE_TABLE, machine, number, processor_seconds, psql, report, run, timed, until, usage};
 
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -200,21 +198,21 @@ fn subscribe(source: &PgCluster, target: &PgCluster, name: &str, round: u64, end
         "CREATE SUBSCRIPTION bench_{round} CONNECTION '{connection}' PUBLICATION bench \
          WITH (create_slot = false, slot_name = 'native_{round}', copy_data = false, synchronous_commit = off)"
     );
+    let (blue, green) = (Asker::new(source, "postgres"), Asker::new(target, name));
     psql(target, name, &sql);
     let sql = format!("SELECT latest_end_lsn >= '{end}' FROM pg_stat_subscription WHERE subname = 'bench_{round}'");
     let (mut walsender, mut used) = (None, 0.0);
     until("end of the native drain", PATIENCE, || {
-        walsender = walsender.take().or_else(|| sender_of(source, &format!("native_{round}")));
+        walsender = walsender.take().or_else(|| sender_of(&blue, &format!("native_{round}")));
         used = walsender.as_deref().map_or(used, processor_seconds);
-        psql(target, name, &sql) == "t"
+        green.ask(&sql).as_deref() == Some("t")
     });
     used
 }
 
 /// The process that sends from a slot.
-fn sender_of(source: &PgCluster, slot: &str) -> Option<String> {
-    let sql = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'");
-    Some(psql(source, "postgres", &sql)).filter(|pid| !pid.is_empty())
+fn sender_of(source: &Asker, slot: &str) -> Option<String> {
+    source.ask(&format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'"))
 }
 
 fn unsubscribe(target: &PgCluster, name: &str) {
@@ -247,28 +245,28 @@ fn changeover(source: &PgCluster, target: &PgCluster, load: &Load, name: &str, r
         "[snapshot]\nmode = \"none\"",
         &format!("slot = \"{slot}\"\npublication = \"bench\"\n"),
     );
+    let (blue, green) = (Asker::new(source, "postgres"), Asker::new(target, name));
     let mut child = ours.command("run").spawn().unwrap();
     let sql = format!("SELECT commit_end >= '{end}' FROM changeover.position WHERE migration = 'bench_{round}'");
     let (mut walsender, mut backend, mut used) = (None, None, Used::default());
     until("end of our drain", PATIENCE, || {
         (used.own, used.peak_kib) = usage(&child);
         assert!(child.try_wait().unwrap().is_none(), "the daemon ended: {}", ours.log());
-        walsender = walsender.take().or_else(|| sender_of(source, &slot));
+        walsender = walsender.take().or_else(|| sender_of(&blue, &slot));
         used.walsender = walsender.as_deref().map_or(used.walsender, processor_seconds);
-        backend = backend.take().or_else(|| applier_of(target, name));
+        backend = backend.take().or_else(|| applier_of(&green, name));
         used.backend = backend.as_deref().map_or(used.backend, processor_seconds);
-        // The table is not there at first. One process a look, as for the native subscription: looking costs time too.
-        psql_if_it_can(target, name, &sql).as_deref() == Some("t")
+        // The table is not there at first.
+        green.ask(&sql).as_deref() == Some("t")
     });
     child.kill().unwrap();
     child.wait().unwrap();
     used
 }
 
-fn applier_of(target: &PgCluster, name: &str) -> Option<String> {
-    let sql = format!(
+fn applier_of(target: &Asker, name: &str) -> Option<String> {
+    target.ask(&format!(
         "SELECT pid FROM pg_stat_activity WHERE datname = '{name}' AND application_name LIKE '%apply' \
          ORDER BY backend_start DESC LIMIT 1"
-    );
-    Some(psql(target, "postgres", &sql)).filter(|pid| !pid.is_empty())
+    ))
 }

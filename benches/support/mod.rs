@@ -57,6 +57,33 @@ fn psql_arguments<'a>(url: &'a str, sql: &'a str) -> [&'a str; 9] {
     [url, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]
 }
 
+/// One connection to ask again and again: a process a look would take a tenth of the machine.
+pub struct Asker {
+    runtime: tokio::runtime::Runtime,
+    client: tokio_postgres::Client,
+}
+
+impl Asker {
+    pub fn new(cluster: &PgCluster, dbname: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let url = cluster.url(dbname);
+        let (client, connection) = runtime.block_on(tokio_postgres::connect(&url, tokio_postgres::NoTls)).unwrap();
+        let mut connected = tokio::task::JoinSet::new();
+        connected.spawn_on(async move { connection.await.unwrap_or_default() }, runtime.handle());
+        connected.detach_all();
+        Self { runtime, client }
+    }
+
+    /// The first value, `None` where the statement fails or finds nothing.
+    pub fn ask(&self, sql: &str) -> Option<String> {
+        let rows = self.runtime.block_on(self.client.simple_query(sql)).ok()?;
+        rows.iter().find_map(|message| {
+            let tokio_postgres::SimpleQueryMessage::Row(row) = message else { return None };
+            row.get(0).map(str::to_owned)
+        })
+    }
+}
+
 /// Starts `psql -c "COPY … TO STDOUT" | psql -c "COPY … FROM STDIN"`.
 pub fn pipe(source: (&PgCluster, &str), target: (&PgCluster, &str), out: &str, into: &str) -> [Child; 2] {
     let psql = source.0.programs().program("psql");
@@ -143,7 +170,7 @@ pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !holds() {
         assert!(Instant::now() < deadline, "no {what} within {limit:?}");
-        sleep(Duration::from_millis(50));
+        sleep(Duration::from_millis(20));
     }
 }
 

@@ -36,7 +36,7 @@ struct Row {
 /// Changes set aside, by table of the source.
 pub(super) type SetAside = BTreeMap<TableName, u64>;
 
-/// After the pipeline of [`super::transaction::send`] has failed: undoes it, and applies the same changes one by one.
+/// After the pipeline of [`super::transaction::write`] has failed: undoes it, and applies the same changes one by one.
 /// With `dead_letters`, what the target refuses is set aside and counted in the answer.
 pub(super) async fn apply(target: &mut Target, group: &Group, dead_letters: bool) -> Result<SetAside, Error> {
     let mut script = Script::new();

@@ -24,7 +24,8 @@ use super::options::{Options, Ports};
 use super::position;
 use super::queue::{Arrived, Next, Queue};
 use super::report;
-use super::session::{Outcome, Sent, Target};
+use super::sending::{Flight, Staged};
+use super::session::{Outcome, Target};
 use super::transaction::{self, Step};
 
 /// How often the position is written when only it has moved. A restart reads the source again from the position, so
@@ -70,13 +71,13 @@ async fn open(options: Options, ports: Ports) -> Result<Driver, Error> {
 }
 
 pub(super) struct Driver {
-    ports: Ports,
-    catalog: Session,
-    target: Target,
+    pub(super) ports: Ports,
+    pub(super) catalog: Session,
+    pub(super) target: Target,
     shapes: Shapes,
     sink: SinkName,
-    position_interval: Duration,
-    group_bytes: usize,
+    pub(super) position_interval: Duration,
+    pub(super) group_bytes: usize,
     group_delay: Duration,
     pub(super) held_bytes: usize,
     dead_letters: bool,
@@ -89,8 +90,10 @@ pub(super) struct Driver {
     pub(super) recent: Recent,
 
     pub(super) queue: Queue,
-    group: Group,
-    flight: Option<Flight>,
+    pub(super) group: Group,
+    /// The next group, written out while another one flies. Nothing is gathered behind it.
+    pub(super) staged: Option<Staged>,
+    pub(super) flight: Option<Flight>,
     /// A source transaction came in parts and its target transaction is open. What its pieces did so far.
     open: Option<Counts>,
     /// Tables whose sets failed for their order: no longer folded.
@@ -99,19 +102,15 @@ pub(super) struct Driver {
     applied: Option<Lsn>,
     /// Everything up to here was taken from the queue.
     pub(super) reached: Option<Lsn>,
-    committed: Instant,
+    pub(super) committed: Instant,
+    /// When everything that was committed was durable.
+    pub(super) flushed: Instant,
     /// Until when the group may wait for company.
-    gather_until: Option<Instant>,
+    pub(super) gather_until: Option<Instant>,
 
-    input_ended: bool,
+    pub(super) input_ended: bool,
     commands_ended: bool,
-    stopping: bool,
-}
-
-/// A group that is being executed.
-struct Flight {
-    group: Group,
-    sent: Sent<Step>,
+    pub(super) stopping: bool,
 }
 
 enum Event {
@@ -163,12 +162,14 @@ impl Driver {
             recent: Recent::default(),
             queue: Queue::default(),
             group: Group::default(),
+            staged: None,
             flight: None,
             open: None,
             ordered: HashSet::new(),
             applied: start,
             reached: None,
             committed: Instant::now(),
+            flushed: Instant::now(),
             gather_until: None,
             input_ended: false,
             commands_ended: false,
@@ -179,6 +180,7 @@ impl Driver {
     async fn run(mut self) -> Result<(), Error> {
         loop {
             self.fill()?;
+            self.stage()?;
             self.launch()?;
             self.rest();
             if self.is_done() {
@@ -249,7 +251,7 @@ impl Driver {
 
     fn takes_input(&self) -> bool {
         let has_room = if self.state.flows() {
-            self.queue.is_empty() && self.group.size_bytes < self.group_bytes
+            self.queue.is_empty() && self.group.size_bytes < self.group_bytes && self.staged.is_none()
         } else {
             self.queue.size_bytes() < self.held_bytes
         };
@@ -258,7 +260,7 @@ impl Driver {
 
     /// Moves what may be applied from the queue into the group.
     fn fill(&mut self) -> Result<(), Error> {
-        while self.group.size_bytes < self.group_bytes {
+        while self.group.size_bytes < self.group_bytes && self.staged.is_none() {
             match self.queue.peek() {
                 None => break,
                 Some(Next::Through(through)) => {
@@ -291,72 +293,41 @@ impl Driver {
     fn reach(&mut self, through: Lsn) {
         self.reached = self.reached.max(Some(through));
         let durable = self.ports.settled.borrow().through;
-        let in_parts = self.open.is_some() || self.group.extent != Extent::Whole;
+        let in_parts = self.open.is_some() || self.waits_in_parts();
         if Some(through) > durable && !in_parts {
             self.group.reach(through);
         }
     }
 
-    /// Sends the group when it is time.
-    fn launch(&mut self) -> Result<(), Error> {
-        if self.flight.is_some() || self.stopping || self.group.is_empty() || !self.is_due() {
-            return Ok(());
-        }
-        self.gather_until = None;
-        let group = std::mem::take(&mut self.group);
-        if let Some(touched) = &self.ports.touched {
-            report::touch(&group, touched.as_ref());
-        }
-        let sent = transaction::send(&mut self.target, &group)?;
-        self.flight = Some(Flight { group, sent });
-        Ok(())
-    }
-
-    fn is_due(&self) -> bool {
-        let full = self.group.size_bytes >= self.group_bytes || !self.queue.is_empty();
-        self.input_ended || full || self.state.hurries() || self.group_due().is_none_or(|due| due <= Instant::now())
-    }
-
-    /// When the group is to be sent at the latest; `None` for at once.
-    fn group_due(&self) -> Option<Instant> {
-        if self.group.urgent {
-            None
-        } else if self.group.has_work() {
-            self.gather_until
-        } else {
-            Some(self.committed + self.position_interval)
-        }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        if self.flight.is_some() || self.group.is_empty() { None } else { self.group_due() }
-    }
-
     /// Tells the machine when nothing is left to do.
     fn rest(&mut self) {
-        if self.flight.is_none() && self.group.is_empty() && self.open.is_none() && self.state.hurries() {
+        let nothing_left = self.flight.is_none() && self.staged.is_none() && self.group.is_empty();
+        if nothing_left && self.open.is_none() && self.state.hurries() {
             let applied = self.applied;
             self.turn(Input::Quiet { applied });
         }
     }
 
     fn is_done(&self) -> bool {
-        let drained = self.group.is_empty() && (self.queue.is_empty() || !self.state.flows());
+        let drained = self.group.is_empty() && self.staged.is_none() && (self.queue.is_empty() || !self.state.flows());
         self.flight.is_none() && (self.stopping || (self.input_ended && drained))
     }
 
     async fn answered(&mut self, outcome: Outcome<Step>) -> Result<(), Error> {
-        let Flight { group, .. } = self.flight.take().expect("only a flight is answered");
+        let Flight { group, flushes, .. } = self.flight.take().expect("only a flight is answered");
+        let mut flushed = flushes;
         match outcome {
             Outcome::Done => {}
             Outcome::Failed { label: Step::Layer(layer), error } if error.disposition() != Disposition::Retry => {
                 self.mistrust(&group, layer, &error);
+                self.unstage();
+                flushed = true;
                 let set_aside = careful::apply(&mut self.target, &group, self.dead_letters).await?;
                 report::set_aside(&set_aside);
             }
             Outcome::Failed { label, error } => return Err(transaction::refused(&self.target, label, error)),
         }
-        self.done(group);
+        self.done(group, flushed);
         let waiting = self.group.size_bytes + self.queue.size_bytes();
         self.gather_until = (waiting >= BEHIND_BYTES).then(|| Instant::now() + self.group_delay);
         Ok(())
@@ -375,7 +346,7 @@ impl Driver {
     }
 
     /// The target has executed the group, and committed it unless it is a piece with more to come.
-    fn done(&mut self, mut group: Group) {
+    fn done(&mut self, mut group: Group, flushed: bool) {
         group.count_earlier(self.open.take().unwrap_or_default());
         if matches!(group.extent, Extent::Piece { last: false, .. }) {
             self.open = Some(group.counts);
@@ -388,9 +359,15 @@ impl Driver {
         }
         self.committed = Instant::now();
         report::tally(&group, &self.ports.tally);
-        report::settle(&group, self.sink, &self.ports.settled, &self.ports.latency);
+        report::visible(&group, self.sink, &self.ports.settled, &self.ports.latency);
+        if flushed {
+            self.flushed = self.committed;
+            report::durable(&group, &self.ports.settled);
+        } else {
+            self.reached = self.reached.max(group.through);
+        }
         if let Some(through) = self.reached {
-            // What came behind the last piece had to wait for it.
+            // What came behind the last piece had to wait for it, and what is not durable for one that is.
             self.reach(through);
         }
     }

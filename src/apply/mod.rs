@@ -42,6 +42,7 @@ mod transaction;
 mod letters;
 mod careful;
 mod report;
+mod sending;
 mod driver;
 mod standing;
 

@@ -46,8 +46,13 @@ pub(super) fn tally(group: &Group, tally: &Tally) {
     }
 }
 
-/// Tells how far the target has come. `group` is durable.
-pub(super) fn settle(group: &Group, sink: SinkName, settled: &watch::Sender<Settled>, latency: &Latency) {
+/// Tells how far the target has come. `group` is durable, and everything before it.
+pub(super) fn durable(group: &Group, settled: &watch::Sender<Settled>) {
+    settled.send_modify(|settled| settled.through = settled.through.max(group.through));
+}
+
+/// Tells what readers of the target see now.
+pub(super) fn visible(group: &Group, sink: SinkName, settled: &watch::Sender<Settled>, latency: &Latency) {
     let rows = rows_of(group);
     let now = clock::unix_us();
     for committed_at_us in &group.committed_at_us {
@@ -58,7 +63,6 @@ pub(super) fn settle(group: &Group, sink: SinkName, settled: &watch::Sender<Sett
     let transactions = group.committed_at_us.len() as u64;
     metrics::counter!(names::TRANSACTIONS_TOTAL, names::LABEL_SINK => sink.as_str()).increment(transactions);
     settled.send_modify(|settled| {
-        settled.through = settled.through.max(group.through);
         settled.committed_at_us = group.committed_at_us.last().copied().or(settled.committed_at_us);
         settled.transactions_total += transactions;
         settled.rows_total += rows;

@@ -216,15 +216,17 @@ fn name_of(number: u64) -> String {
     format!("c{number}")
 }
 
-/// Runs what only some roles may run and some servers know; `false` when ours may not or does not.
+/// Runs what only some roles may run and some servers know or have room for; `false` where that is not so.
 async fn may(connection: &mut RawConnection, sql: &str) -> Result<bool, Error> {
     const UNKNOWN_VALUE: &str = "22023";
+    // For an origin: `max_replication_slots` (18: `max_active_replication_origins`) bounds how many are in use.
+    const NO_ROOM: &str = "53400";
     match connection.simple_query(sql).await {
         Ok(_) => Ok(true),
         Err(error)
-            if error
-                .server()
-                .is_some_and(|it| [sqlstate::INSUFFICIENT_PRIVILEGE, UNKNOWN_VALUE].contains(&it.sqlstate())) =>
+            if error.server().is_some_and(|it| {
+                [sqlstate::INSUFFICIENT_PRIVILEGE, UNKNOWN_VALUE, NO_ROOM].contains(&it.sqlstate())
+            }) =>
         {
             Ok(false)
         }

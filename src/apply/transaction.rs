@@ -5,7 +5,7 @@ use crate::wire::ServerError;
 use super::error::Error;
 use super::group::{Extent, Group};
 use super::queue::Member;
-use super::session::{Script, Sent, Target};
+use super::session::{Script, Target};
 
 /// A division by zero: a count of rows was not what it must be.
 pub(super) const WRONG_COUNT: &str = "22012";
@@ -20,14 +20,20 @@ pub(super) enum Step {
 }
 
 /// The whole group as one pipeline.
-pub(super) fn send(target: &mut Target, group: &Group) -> Result<Sent<Step>, Error> {
+///
+/// `flushes`: its commit waits for the disk; otherwise it is durable with the next one that does ("Asynchronous Commit" in
+/// the documentation).
+pub(super) fn write(target: &mut Target, group: &Group, flushes: bool) -> Result<Script<Step>, Error> {
     let mut script = Script::new();
     open(target, &mut script, group);
     for (at, layer) in group.layers.list().iter().enumerate() {
         target.layer(&mut script, layer, Step::Layer(at))?;
     }
+    if !flushes {
+        target.fixed(&mut script, "SET LOCAL synchronous_commit = off", Step::Frame);
+    }
     close(target, &mut script, group);
-    Ok(target.send(script))
+    Ok(script)
 }
 
 /// What stands before a group's rows: the position first, whose lock keeps another daemon out.

@@ -12,6 +12,7 @@ use super::shapes::Listing;
 pub(super) struct Assembly {
     /// A batch is closed at the first commit beyond this, and a transaction beyond it goes out in parts.
     batch_bytes: usize,
+    part_bytes: usize,
     pub(super) listing: Listing,
     complete: Vec<Transaction>,
     complete_bytes: usize,
@@ -57,10 +58,11 @@ pub(super) struct Open {
 }
 
 impl Assembly {
-    pub(super) fn new(batch_bytes: usize, next_seq: u64, through: Lsn) -> Self {
+    pub(super) fn new(batch_bytes: usize, part_bytes: usize, next_seq: u64, through: Lsn) -> Self {
         let emitted = Emitted { next_seq, through, unfinished: None };
         Self {
             batch_bytes,
+            part_bytes,
             listing: Listing::default(),
             complete: Vec::new(),
             complete_bytes: 0,
@@ -119,7 +121,7 @@ impl Assembly {
 
     /// The open transaction is so large that its beginning has to go ahead.
     pub(super) fn exceeds(&self, open: &Open) -> bool {
-        open.size_bytes >= self.batch_bytes
+        open.size_bytes >= self.part_bytes
     }
 
     /// Everything complete, when there is anything to say. What `open` holds stays behind for a later batch.

@@ -17,9 +17,10 @@ use super::{Error, Interrupted, Tag};
 /// How to decode.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// About how large a batch may become (256 KiB serves well): it is closed at the first commit beyond this, and a
-    /// transaction larger than this goes out in parts.
+    /// About how large a batch may become (256 KiB serves well): it is closed at the first commit beyond this.
     pub batch_bytes: usize,
+    /// A transaction larger than this goes out in parts. What comes whole is grouped with its neighbours; a part is not.
+    pub part_bytes: usize,
     /// Where the sinks stand: transactions that ended up to here are not emitted.
     pub resume_after: Lsn,
     /// `seq` of the first batch.
@@ -79,7 +80,7 @@ struct Arrived<'a> {
 impl Decoder {
     pub fn new(options: Options, stash: Box<dyn Stash>) -> Self {
         Self {
-            assembly: Assembly::new(options.batch_bytes, options.next_seq, options.resume_after),
+            assembly: Assembly::new(options.batch_bytes, options.part_bytes, options.next_seq, options.resume_after),
             shapes: Shapes::default(),
             streams: Streams::new(stash),
             state: State::Idle,

@@ -92,7 +92,12 @@ impl Daemon {
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_leading(Arc::clone(&self.config), prepared.epoch, leading, stop.clone()));
         let decoder = Decoder::new(
-            decode::Options { batch_bytes: BATCH_BYTES, resume_after: resumed.stream, next_seq: resumed.next_seq },
+            decode::Options {
+                batch_bytes: BATCH_BYTES,
+                part_bytes: shares.part_bytes,
+                resume_after: resumed.stream,
+                next_seq: resumed.next_seq,
+            },
             Box::new(spool.stash(shares.stash_bytes)),
         );
         let receive = Receive {

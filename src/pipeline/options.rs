@@ -18,6 +18,8 @@ pub(super) struct Shares {
     pub(super) stash_bytes: usize,
     pub(super) link_bytes: usize,
     pub(super) group_bytes: usize,
+    /// Below it a transaction is decoded whole.
+    pub(super) part_bytes: usize,
     pub(super) dirty_bytes: usize,
     pub(super) kafka_bytes: usize,
 }
@@ -29,6 +31,7 @@ impl Shares {
             stash_bytes: memory_bytes / 8,
             link_bytes: memory_bytes / 32,
             group_bytes: memory_bytes / 32,
+            part_bytes: memory_bytes / 128,
             dirty_bytes: memory_bytes / 8,
             kafka_bytes: memory_bytes / 8,
         }

@@ -15,11 +15,11 @@ use super::frames::unix_us;
 use crate::model::{FrameBatch, FramePayload};
 
 /// Long enough for the server to send some hundred messages, short enough that it does not find the socket full.
-const REST: Duration = Duration::from_millis(1);
+const REST: Duration = Duration::from_millis(2);
 /// What is sent this long after its commit is a backlog; that a rest is added to it is not noticed.
 const BEHIND_US: i64 = 20_000;
-/// A read of this size has not emptied the socket: there is nothing to wait for.
-const PLENTY_BYTES: usize = 128 * 1024;
+/// A read of this size was more than the server can send ahead of us on one machine (`wire::transport`), so it waits.
+const PLENTY_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Pace {

@@ -7,6 +7,7 @@ use super::messages::{Message, Messages};
 use super::pinned;
 use super::server_error::ServerError;
 use super::startup::{Greeting, log_in};
+use super::transport::Window;
 use super::{CancelToken, Endpoint, Error};
 
 /// What the connection is for.
@@ -43,7 +44,7 @@ pub async fn connect_raw(endpoint: &Endpoint, mode: Mode, purpose: &str) -> Resu
             let application_name = pinned::application_name(endpoint, purpose);
             let mut parameters = vec![("replication", "database"), ("application_name", &application_name)];
             parameters.extend(pinned::for_walsender().map(|(name, value)| -> (&str, &str) { (name, value) }));
-            let mut connection = RawConnection::open(endpoint, &parameters).await?;
+            let mut connection = RawConnection::open(endpoint, &parameters, Window::Narrow).await?;
             for (setting, value) in pinned::later_for_walsender(connection.server_version_num()) {
                 connection.set(setting, value).await?;
             }
@@ -56,12 +57,12 @@ pub async fn connect_raw(endpoint: &Endpoint, mode: Mode, purpose: &str) -> Resu
 pub(super) async fn connect_raw_plain(endpoint: &Endpoint, purpose: &str) -> Result<RawConnection, Error> {
     let application_name = pinned::application_name(endpoint, purpose);
     let parameters = [("client_encoding", "UTF8"), ("application_name", application_name.as_str())];
-    RawConnection::open(endpoint, &parameters).await
+    RawConnection::open(endpoint, &parameters, Window::AsItComes).await
 }
 
 impl RawConnection {
-    async fn open(endpoint: &Endpoint, parameters: &[(&str, &str)]) -> Result<Self, Error> {
-        let (messages, greeting) = log_in(endpoint, parameters).await?;
+    async fn open(endpoint: &Endpoint, parameters: &[(&str, &str)], window: Window) -> Result<Self, Error> {
+        let (messages, greeting) = log_in(endpoint, parameters, window).await?;
         Ok(Self { messages, endpoint: endpoint.clone(), greeting, in_copy: false })
     }
 

@@ -14,7 +14,7 @@ use super::endpoint::{Endpoint, Host, SslMode};
 use super::messages::{Message, Messages};
 use super::server_error::ServerError;
 use super::socket::Socket;
-use super::transport::{self, Stream};
+use super::transport::{self, Stream, Window};
 use super::{Error, tls};
 
 /// What the server told us while we logged in.
@@ -36,10 +36,14 @@ enum Protection {
 }
 
 /// Logs in. `parameters` go into the startup packet, after those of the endpoint.
-pub(super) async fn log_in(endpoint: &Endpoint, parameters: &[(&str, &str)]) -> Result<(Messages, Greeting), Error> {
+pub(super) async fn log_in(
+    endpoint: &Endpoint,
+    parameters: &[(&str, &str)],
+    window: Window,
+) -> Result<(Messages, Greeting), Error> {
     let mut failed = None;
     for protection in attempts(endpoint) {
-        let attempt = timeout(endpoint.connect_timeout(), attempt(endpoint, *protection, parameters)).await;
+        let attempt = timeout(endpoint.connect_timeout(), attempt(endpoint, *protection, parameters, window)).await;
         match attempt {
             Ok(Ok(connected)) => return Ok(connected),
             Ok(Err(error)) if !other_protection_may_help(&error) => return Err(failed.unwrap_or(error)),
@@ -54,7 +58,7 @@ pub(super) async fn log_in(endpoint: &Endpoint, parameters: &[(&str, &str)]) -> 
 /// Opens a connection for a cancel request: no login, and the same protection as the connection it is about.
 pub(super) async fn open_for_cancel(endpoint: &Endpoint) -> Result<Stream, Error> {
     let protection = attempts(endpoint).first().copied().unwrap_or(Protection::Plain);
-    let opened = timeout(endpoint.connect_timeout(), protect(endpoint, protection)).await;
+    let opened = timeout(endpoint.connect_timeout(), protect(endpoint, protection, Window::AsItComes)).await;
     opened.map_err(|_| no_answer(endpoint))?.map(|(stream, _)| stream)
 }
 
@@ -86,8 +90,9 @@ async fn attempt(
     endpoint: &Endpoint,
     protection: Protection,
     parameters: &[(&str, &str)],
+    window: Window,
 ) -> Result<(Messages, Greeting), Error> {
-    let (stream, server_end_point) = protect(endpoint, protection).await?;
+    let (stream, server_end_point) = protect(endpoint, protection, window).await?;
     let credentials = Credentials {
         user: endpoint.user(),
         password: endpoint.password(),
@@ -102,8 +107,12 @@ async fn attempt(
 }
 
 /// The stream, and the channel binding of its certificate.
-async fn protect(endpoint: &Endpoint, protection: Protection) -> Result<(Stream, Option<Vec<u8>>), Error> {
-    let stream = transport::open(endpoint).await?;
+async fn protect(
+    endpoint: &Endpoint,
+    protection: Protection,
+    window: Window,
+) -> Result<(Stream, Option<Vec<u8>>), Error> {
+    let stream = transport::open(endpoint, window).await?;
     match (protection, stream) {
         (Protection::Tls | Protection::TlsIfOffered, Stream::Tcp(mut socket)) => {
             if offers_tls(endpoint, &mut socket).await? {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 use super::Error;
@@ -46,8 +46,25 @@ impl Stream {
     }
 }
 
+/// How much the other side may send before we read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Window {
+    /// The system's, which grows as it is used.
+    AsItComes,
+    /// Little, where both ends are on one machine: what a walsender sends row by row then waits in its own kernel's
+    /// queue, and leaves in large segments when we read, instead of each row by itself at the walsender's expense.
+    /// Between machines a small window would cost throughput.
+    Narrow,
+}
+
+/// Of `SO_RCVBUF`; the kernel doubles it, for what it needs itself (socket(7)).
+const NARROW_BYTES: u32 = 64 << 10;
+/// Much smaller than the window: sender and receiver both wait for room for a whole segment (RFC 1122, 4.2.3.3 and
+/// 4.2.3.4), and those of the loopback device are as large as this window, which then stood still until a timer ran out.
+const NARROW_SEGMENT_BYTES: u32 = 16 << 10;
+
 /// Opens the socket; nothing has been said yet.
-pub(super) async fn open(endpoint: &Endpoint) -> Result<Stream, Error> {
+pub(super) async fn open(endpoint: &Endpoint, window: Window) -> Result<Stream, Error> {
     let reach = |source| Error::Reach { endpoint: endpoint.to_string(), source };
     match endpoint.host() {
         Host::Socket(directory) => {
@@ -55,7 +72,7 @@ pub(super) async fn open(endpoint: &Endpoint) -> Result<Stream, Error> {
             Ok(Stream::Unix(UnixStream::connect(path).await.map_err(reach)?))
         }
         Host::Name(_) | Host::Ip(_) => {
-            let stream = first_that_answers(&addresses(endpoint).await?).await.map_err(reach)?;
+            let stream = first_that_answers(&addresses(endpoint).await?, window).await.map_err(reach)?;
             prepare(&stream, endpoint.keepalive()).map_err(reach)?;
             Ok(Stream::Tcp(Socket::new(stream)))
         }
@@ -72,15 +89,25 @@ async fn addresses(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, Error> {
 }
 
 /// Tries each address; the error of the last one stands for all.
-async fn first_that_answers(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn first_that_answers(addresses: &[SocketAddr], window: Window) -> io::Result<TcpStream> {
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host's name has no address");
     for address in addresses {
-        match TcpStream::connect(address).await {
+        match connect(*address, window).await {
             Ok(stream) => return Ok(stream),
             Err(error) => failed = error,
         }
     }
     Err(failed)
+}
+
+async fn connect(address: SocketAddr, window: Window) -> io::Result<TcpStream> {
+    if window == Window::AsItComes || !address.ip().is_loopback() {
+        return TcpStream::connect(address).await;
+    }
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_recv_buffer_size(NARROW_BYTES)?;
+    socket2::SockRef::from(&socket).set_tcp_mss(NARROW_SEGMENT_BYTES)?;
+    socket.connect(address).await
 }
 
 fn prepare(stream: &TcpStream, keepalive: &Keepalive) -> io::Result<()> {

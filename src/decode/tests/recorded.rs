@@ -86,7 +86,7 @@ fn what_has_been_settled_before_is_not_emitted_again() {
         };
         let whole = decode(&frames, usize::MAX, 1 << 20);
         for (settled, end) in ends(&whole).into_iter().enumerate() {
-            let options = Options { batch_bytes: 1 << 20, resume_after: end, next_seq: 9 };
+            let options = Options { batch_bytes: 1 << 20, part_bytes: 1 << 20, resume_after: end, next_seq: 9 };
             let mut decoder = Decoder::new(options, Box::new(MemoryStash::new(1 << 20)));
             decoder.begin_session(2);
             let rest = feed(&mut decoder, &frames).unwrap();

@@ -153,7 +153,7 @@ fn a_keepalive_that_was_emitted_is_not_forgotten_by_the_next_session() {
 #[test]
 #[should_panic(expected = "before the first session")]
 fn frames_before_a_session_are_our_own_mistake() {
-    let options = crate::decode::Options { batch_bytes: 1, resume_after: lsn(1), next_seq: 0 };
+    let options = crate::decode::Options { batch_bytes: 1, part_bytes: 1, resume_after: lsn(1), next_seq: 0 };
     let mut decoder = crate::decode::Decoder::new(options, Box::new(crate::decode::MemoryStash::new(1)));
     let _never = decoder.on_frames(&FrameBatch::default(), &mut |_| Ok::<(), Infallible>(()));
 }

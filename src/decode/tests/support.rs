@@ -40,7 +40,7 @@ pub(super) fn keepalive(wal_end: u64) -> Frame {
 }
 
 pub(super) fn decoder(batch_bytes: usize) -> Decoder {
-    let options = Options { batch_bytes, resume_after: lsn(1), next_seq: 0 };
+    let options = Options { batch_bytes, part_bytes: batch_bytes, resume_after: lsn(1), next_seq: 0 };
     let mut decoder = Decoder::new(options, Box::new(MemoryStash::new(64 << 20)));
     decoder.begin_session(4);
     decoder

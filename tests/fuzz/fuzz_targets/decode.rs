@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     let mut input = Bytes::copy_from_slice(input);
-    let options = Options { batch_bytes: 1000, resume_after: Lsn::new(1).expect("one is not zero"), next_seq: 0 };
+    let options = Options { batch_bytes: 1000, part_bytes: 1500, resume_after: Lsn::new(1).expect("one is not zero"), next_seq: 0 };
     let mut decoder = Decoder::new(options, Box::new(MemoryStash::new(1 << 20)));
     decoder.begin_session(4);
     while input.remaining() >= 2 {

@@ -70,7 +70,8 @@ impl World {
         target.exec(include_str!("../../../schemas/target.sql")).await;
         source.exec("CREATE PUBLICATION p FOR ALL TABLES").await;
         source.exec("SELECT pg_create_logical_replication_slot('s', 'pgoutput')").await;
-        let decode = DecodeOptions { batch_bytes, resume_after: Lsn::new(1).unwrap(), next_seq: 0 };
+        let decode =
+            DecodeOptions { batch_bytes, part_bytes: batch_bytes, resume_after: Lsn::new(1).unwrap(), next_seq: 0 };
         let mut decoder = Decoder::new(decode, Box::new(MemoryStash::new(1 << 20)));
         decoder.begin_session(1);
         let pattern = |text| TablePattern::parse(text).unwrap();

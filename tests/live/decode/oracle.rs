@@ -198,7 +198,12 @@ fn decode(lines: &[String], proto_version: u32, dice: &mut fastrand::Rng) -> Vec
     let spool =
         Spool::open(spool::Options { dir: dir.clone(), memory_bytes: 0, disk_bytes: 1 << 30, sinks: Vec::new() });
     let stash = spool.unwrap().stash(dice.usize(0..100_000));
-    let options = Options { batch_bytes: dice.usize(1..100_000), resume_after: Lsn::new(1).unwrap(), next_seq: 0 };
+    let options = Options {
+        batch_bytes: dice.usize(1..100_000),
+        part_bytes: dice.usize(1..100_000),
+        resume_after: Lsn::new(1).unwrap(),
+        next_seq: 0,
+    };
     let mut decoder = Decoder::new(options, Box::new(stash));
     let mut batches = Vec::new();
     for end in [dice.usize(..frames.len()), frames.len()] {
