@@ -79,6 +79,7 @@ impl Load {
             run(&cluster.programs().program("pgbench"), &["-i", "-q", "-s", &scale, &cluster.url(name)]);
             psql(cluster, name, "ALTER TABLE pgbench_history REPLICA IDENTITY FULL");
         }
+        psql(cluster, name, "CREATE TABLE marker (n int PRIMARY KEY)");
         psql(cluster, name, "VACUUM ANALYZE");
     }
 
@@ -164,9 +165,9 @@ fn backlog(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) -> 
         }
     }
     load.work(source);
-    // Read before the checkpoint, whose records belong to nobody: who waited for them would wait for the next time an
-    // idle position is written.
     let end = psql(source, "postgres", "SELECT pg_current_wal_lsn()");
+    // Something has to be committed past it: a position that nothing follows is written when there is time.
+    psql(source, load.name, "INSERT INTO marker VALUES (1)");
     psql(source, "postgres", "CHECKPOINT");
     end
 }
@@ -253,7 +254,8 @@ fn changeover(source: &PgCluster, target: &PgCluster, load: &Load, name: &str, r
         (used.own, used.peak_kib) = usage(&child);
         assert!(child.try_wait().unwrap().is_none(), "the daemon ended: {}", ours.log());
         walsender = walsender.take().or_else(|| sender_of(&blue, &slot));
-        used.walsender = walsender.as_deref().map_or(used.walsender, processor_seconds);
+        // Its process is another one once the backlog is read: what follows is not counted.
+        used.walsender = walsender.as_deref().map_or(0.0, processor_seconds).max(used.walsender);
         backend = backend.take().or_else(|| applier_of(&green, name));
         used.backend = backend.as_deref().map_or(used.backend, processor_seconds);
         // The table is not there at first.

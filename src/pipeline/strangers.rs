@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -12,7 +13,7 @@ use super::board::Board;
 use super::status::Phase;
 use super::touched::Listeners;
 use super::watchers::wait;
-use crate::apply::{self, Stranger};
+use crate::apply::{self, Stranger, Watched};
 use crate::config::Config;
 use crate::model::TableName;
 use crate::schema::Catalog;
@@ -21,6 +22,9 @@ use crate::wire::{self, Session};
 
 /// How soon another writer is named.
 const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How soon a table that lost its trigger (it was made anew) has one again.
+const WATCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A table that somebody else wrote to is no longer held equal.
 pub(super) struct Strangers {
@@ -38,6 +42,8 @@ pub(super) struct Strangers {
 struct State {
     session: Option<Session>,
     known: Vec<Stranger>,
+    /// When every table was seen to be watched.
+    watched: Option<Instant>,
     forbidden: Vec<TableName>,
 }
 
@@ -81,19 +87,12 @@ impl Strangers {
                 state.session.insert(session.map_err(apply::Error::Connect)?)
             }
         };
-        let watched = apply::watch(target, &self.config.migration, &self.tables).await?;
+        if state.watched.is_none_or(|at| at.elapsed() >= WATCH_INTERVAL) {
+            let watched = apply::watch(target, &self.config.migration, &self.tables).await?;
+            state.watched = Some(Instant::now()).filter(|_| watched.busy == 0);
+            say_watched(watched, &mut state.forbidden);
+        }
         let found = apply::read_strangers(target, &self.config.migration).await?;
-        if watched.begun > 0 {
-            info!(tables = watched.begun, busy = watched.busy, "watching the target for other writers");
-        }
-        if let Some(first) = watched.forbidden.first().filter(|_| watched.forbidden != state.forbidden) {
-            warn!(
-                tables = watched.forbidden.len(),
-                %first,
-                "our role may make no trigger there (GRANT TRIGGER ON TABLE): another writer is not noticed before verification"
-            );
-        }
-        state.forbidden = watched.forbidden;
         self.tell(&state.known, &found);
         state.known = found;
         Ok(())
@@ -124,4 +123,18 @@ impl Strangers {
     fn rows_of(&self, stranger: &Stranger) -> &[TableName] {
         self.rows_of.get(&stranger.table).map_or(&[], Vec::as_slice)
     }
+}
+
+fn say_watched(watched: Watched, known: &mut Vec<TableName>) {
+    if watched.begun > 0 {
+        info!(tables = watched.begun, busy = watched.busy, "watching the target for other writers");
+    }
+    if let Some(first) = watched.forbidden.first().filter(|_| watched.forbidden != *known) {
+        warn!(
+            tables = watched.forbidden.len(),
+            %first,
+            "our role may make no trigger there (GRANT TRIGGER ON TABLE): another writer is not noticed before verification"
+        );
+    }
+    *known = watched.forbidden;
 }

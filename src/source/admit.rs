@@ -25,6 +25,8 @@ pub(super) struct Admitted {
     pub(super) start: Lsn,
     pub(super) proto_version: u32,
     pub(super) streaming: bool,
+    /// Once the stream has come this far, a new session is to take transactions before they commit.
+    pub(super) renew_at: Option<Lsn>,
     /// The command that begins it.
     pub(super) command: String,
     /// `wal_sender_timeout`; `None` when it is off.
@@ -32,12 +34,13 @@ pub(super) struct Admitted {
 }
 
 /// Checks everything and says how to begin. `resume` is what the decoder has emitted through; `predecessor` the backend
-/// of our own last session.
+/// of our own last session; `renews`: there may be another session after this one has caught up.
 pub(super) async fn admit(
     connection: &mut RawConnection,
     options: &Options,
     resume: Option<Lsn>,
     predecessor: Option<i32>,
+    renews: bool,
 ) -> Result<Admitted, Error> {
     let identified = identify_on(connection).await?;
     check_identity(options, &identified)?;
@@ -46,9 +49,20 @@ pub(super) async fn admit(
     let start = check_slot(options, &state, resume)?;
     let sender_timeout = sender_timeout(connection).await?;
     let proto_version = proto_version(identified.server_version_num);
-    let streaming = options.streaming && proto_version >= 2;
+    let may_stream = options.streaming && proto_version >= 2;
+    let renew_at = Some(identified.wal_flush).filter(|end| renews && may_stream && is_backlog(start, *end));
+    let streaming = may_stream && renew_at.is_none();
     let command = start_command(options, start, identified.server_version_num, streaming);
-    Ok(Admitted { start, proto_version, streaming, command, sender_timeout })
+    Ok(Admitted { start, proto_version, streaming, renew_at, command, sender_timeout })
+}
+
+/// From so much log on, what is to come has mostly committed already: a large transaction that is sent before its commit
+/// has to be put away here until that comes, and one that is sent at its commit is applied as it comes. The server
+/// puts it away meanwhile (`logical_decoding_work_mem`), as it does for its own subscriptions.
+const BACKLOG_BYTES: u64 = 64 << 20;
+
+fn is_backlog(start: Lsn, end: Lsn) -> bool {
+    end.get().saturating_sub(start.get()) >= BACKLOG_BYTES
 }
 
 fn check_identity(options: &Options, identified: &Identified) -> Result<(), Error> {

@@ -39,9 +39,20 @@ pub(super) struct Driver<'a> {
     /// The machine hears of it once.
     stop_given: bool,
     endpoint: &'a Endpoint,
+    renew_at: Option<Lsn>,
     /// At most one attempt to find out whether the source still lets anybody in: true when it does not.
     probe: JoinSet<bool>,
     left: Option<Why>,
+    /// We stop because a new session is to follow.
+    renews: bool,
+}
+
+/// How a session ends when nothing is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finished {
+    Stopped,
+    /// Another one is to follow at once.
+    Renew,
 }
 
 /// What has happened. Waiting for it has changed nothing.
@@ -71,13 +82,15 @@ impl<'a> Driver<'a> {
             stop,
             stop_given: false,
             endpoint: &options.endpoint,
+            renew_at: admitted.renew_at,
             probe: JoinSet::new(),
             left: None,
+            renews: false,
         }
     }
 
-    /// Hands `first` on and then all that comes, until we are asked to stop (`Ok`) or the session breaks.
-    pub(super) async fn run(mut self, first: SourceEvent) -> Result<(), Error> {
+    /// Hands `first` on and then all that comes, until we are asked to stop, want another session, or this one breaks.
+    pub(super) async fn run(mut self, first: SourceEvent) -> Result<Finished, Error> {
         self.hand_on(first, 0).await?;
         while self.left.is_none() {
             match self.next_event(true).await? {
@@ -86,7 +99,8 @@ impl<'a> Driver<'a> {
                 Event::Sent => {}
             }
         }
-        self.leave().await
+        let finished = if self.renews { Finished::Renew } else { Finished::Stopped };
+        self.leave().await.map(|()| finished)
     }
 
     async fn on_frames(&mut self, batch: FrameBatch) -> Result<(), Error> {
@@ -96,6 +110,12 @@ impl<'a> Driver<'a> {
             self.state.send_replace(SessionState::Streaming { received });
         }
         if !self.machine.is_streaming() {
+            return Ok(());
+        }
+        if self.renew_at.is_some() && self.machine.received() >= self.renew_at {
+            tracing::info!("caught up: a new session takes transactions before they commit");
+            self.renews = true;
+            self.decide(Input::Stop);
             return Ok(());
         }
         let size_bytes = batch.size_bytes;

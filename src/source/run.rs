@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use super::admit::{Admitted, admit};
 use super::backoff::Backoff;
-use super::driver::Driver;
+use super::driver::{Driver, Finished};
 use crate::link;
 use crate::model::{Disposition, FrameBatch, Lsn, SourceIdentity};
 use crate::telemetry;
@@ -71,13 +71,17 @@ pub enum SessionState {
 pub async fn run(options: Options, mut ports: Ports) -> Result<(), Error> {
     let stop = ports.stop.clone();
     let mut backoff = Backoff::default();
-    let mut predecessor = None;
+    let (mut predecessor, mut renews) = (None, true);
     let ended = loop {
         ports.state.send_replace(SessionState::Connecting);
-        let ended = one_session(&options, &mut ports, &mut predecessor, &mut backoff).await;
+        let ended = one_session(&options, &mut ports, &mut predecessor, renews, &mut backoff).await;
+        // Once only until something breaks, whatever the next session finds.
+        renews = ended.is_err();
         let error = match ended {
             Err(error) if error.disposition() == Disposition::Retry && !stop.is_cancelled() => telemetry::chain(&error),
-            ended @ (Ok(()) | Err(_)) => break ended,
+            Ok(Finished::Renew) => continue,
+            Ok(Finished::Stopped) => break Ok(()),
+            Err(error) => break Err(error),
         };
         let pause = backoff.after_failure(fastrand::f64());
         tracing::warn!(error, attempt = backoff.failures(), ?pause, "source session broke off");
@@ -96,12 +100,13 @@ async fn one_session(
     options: &Options,
     ports: &mut Ports,
     predecessor: &mut Option<i32>,
+    renews: bool,
     backoff: &mut Backoff,
-) -> Result<(), Error> {
+) -> Result<Finished, Error> {
     let resume = *ports.resume.borrow_and_update();
     let begun = tokio::select! { biased;
-        () = ports.stop.cancelled() => return Ok(()),
-        begun = begin(options, resume, predecessor) => begun,
+        () = ports.stop.cancelled() => return Ok(Finished::Stopped),
+        begun = begin(options, resume, predecessor, renews) => begun,
     };
     let (both, admitted) = begun?;
     backoff.on_success();
@@ -116,10 +121,11 @@ async fn begin(
     options: &Options,
     resume: Option<Lsn>,
     predecessor: &mut Option<i32>,
+    renews: bool,
 ) -> Result<(CopyBoth, Admitted), Error> {
     let connected = wire::connect_raw(&options.endpoint, Mode::Replication, "stream").await;
     let mut connection = connected.map_err(Error::wire("connect to the source for replication"))?;
-    let admitted = admit(&mut connection, options, resume, *predecessor).await?;
+    let admitted = admit(&mut connection, options, resume, *predecessor, renews).await?;
     *predecessor = Some(connection.backend_pid());
     let both = connection.copy_both(&admitted.command).await.map_err(Error::wire("begin the stream"))?;
     Ok((both, admitted))

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -33,6 +34,8 @@ pub struct Options {
 
 /// Large enough that a backlog of 20 GiB is about a thousand files, small enough that room comes back steadily.
 const SEGMENT_BYTES: u64 = 16 << 20;
+/// How long the only reader may stand still before a full memory is written to disk.
+const READER_PATIENCE: Duration = Duration::from_secs(1);
 /// With little disk, at least this many segments, or a cursor would have to read nearly all before anything is freed.
 const SEGMENTS_MIN: u64 = 8;
 
@@ -239,6 +242,10 @@ impl Shared {
             let batches = match log.admit(size_bytes) {
                 Admission::Now => break,
                 Admission::Ended => return Err(Error::Ended),
+                Admission::Spill(_) if log.waits_for_its_reader() => {
+                    log = self.wait_for_release(log);
+                    continue;
+                }
                 Admission::Spill(batches) => batches,
                 Admission::Wait => unreachable!("only a durable log waits to be written by somebody else"),
             };
@@ -263,6 +270,17 @@ impl Shared {
         self.wake();
         self.arrived.iter().for_each(Notify::notify_one);
         Ok(())
+    }
+
+    fn wait_for_release<'a>(&self, log: MutexGuard<'a, Log>) -> MutexGuard<'a, Log> {
+        let released = log.released();
+        let nothing_new = |log: &mut Log| log.released() == released && log.is_open() && log.waits_for_its_reader();
+        let waited = self.changed.wait_timeout_while(log, READER_PATIENCE, nothing_new);
+        let (mut log, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            log.give_up_waiting();
+        }
+        log
     }
 
     /// The disk is written to by [`Shared::sync`], so that decoding goes on meanwhile.

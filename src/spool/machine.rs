@@ -50,6 +50,8 @@ pub(super) struct Log {
     inside_since: Option<u64>,
     /// Somebody waits with a batch that has no room in memory.
     appender_waits: bool,
+    /// [`Self::give_up_waiting`], until the next release.
+    impatient: bool,
     full_since_us: Option<i64>,
     end: End,
 }
@@ -172,6 +174,7 @@ impl Log {
             readers: sinks.iter().map(reader).collect(),
             inside_since: None,
             appender_waits: false,
+            impatient: false,
             full_since_us: None,
             end: End::Open,
         }
@@ -477,7 +480,25 @@ impl Log {
         reader.released += count;
         reader.released_bytes += size_bytes;
         assert!(reader.released <= reader.read, "the {} released what it has not read", reader.sink);
+        self.impatient = false;
         self.collect_memory();
+    }
+
+    /// A full memory waits for its reader, when there is one only and it moves: what is written to disk and read again
+    /// costs processor time that reader and stream compete for. Otherwise another sink would be held up, or a stream
+    /// that might be decoded meanwhile (a copy is under way, the sink is down).
+    pub(super) fn waits_for_its_reader(&self) -> bool {
+        !self.impatient && self.readers.iter().filter(|reader| reader.attached).count() == 1
+    }
+
+    /// The reader did not move for long: do not wait until it has.
+    pub(super) fn give_up_waiting(&mut self) {
+        self.impatient = true;
+    }
+
+    /// How much was released, by whoever.
+    pub(super) fn released(&self) -> u64 {
+        self.readers.iter().map(|reader| reader.released).sum()
     }
 
     /// Back to the oldest batch not released; false when that one is no longer there.

@@ -43,6 +43,33 @@ fn an_outage_of_one_sink_does_not_stop_the_other() {
 }
 
 #[test]
+fn the_only_reader_is_waited_for_while_it_moves_and_not_when_it_stands_still() {
+    let dir = TempDir::new();
+    let spool = open(&dir, 10 * size(1000), 1 << 20, &[SinkName::Target]);
+    let mut target = spool.cursor(SinkName::Target);
+    let reader = thread::spawn(move || {
+        for seq in 0..100 {
+            assert_eq!(*target.next_blocking().unwrap().unwrap(), batch(seq, 1000));
+            thread::sleep(std::time::Duration::from_millis(2));
+            target.release(through(seq));
+        }
+        target
+    });
+    for seq in 0..100 {
+        spool.append(batch(seq, 1000)).unwrap();
+        assert_eq!(spool.usage().disk_bytes, 0, "nothing is written for a reader that moves");
+    }
+    let mut target = reader.join().unwrap();
+    for seq in 100..150 {
+        spool.append(batch(seq, 1000)).unwrap();
+    }
+    assert!(spool.usage().disk_bytes > 0, "a reader that stands still holds nobody up");
+    for seq in 100..150 {
+        assert_eq!(*target.next_blocking().unwrap().unwrap(), batch(seq, 1000));
+    }
+}
+
+#[test]
 fn a_cursor_joins_where_another_stands_and_holds_what_follows() {
     let dir = TempDir::new();
     let spool = open(&dir, 10 * size(1000), 1 << 20, &[SinkName::Target, SinkName::Resync]);

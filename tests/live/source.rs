@@ -264,6 +264,26 @@ async fn a_backlog_read_lazily_is_the_backlog() {
     assert!(messages == expected);
 }
 
+/// The socket's window is small on one machine. Where a row fills it, either side might wait for a timer of the other:
+/// these 80 MB then take minutes.
+#[tokio::test]
+async fn rows_larger_than_the_sockets_window_do_not_stand_still() {
+    let server = cluster(|options| options);
+    let session = prepared(&server).await;
+    let load = "DO $$ BEGIN FOR i IN 1..800 LOOP INSERT INTO public.t VALUES (i, repeat('x', i * 7919 % 200000)); COMMIT; END LOOP; END $$";
+    session.batch_execute(load).await.unwrap();
+    let mut stream = Stream::start(options(&server), 64 << 20);
+    let (messages, _) = timeout(Duration::from_secs(60), stream.transactions(800)).await.expect("it flows");
+    assert!(messages.iter().map(Vec::len).sum::<usize>() > 70_000_000);
+    // And not behind: each as it comes.
+    for _ in 0..2 {
+        session.batch_execute(&load.replace("1..800", "801..900")).await.unwrap();
+        timeout(Duration::from_secs(20), stream.transactions(100)).await.expect("it flows");
+        session.batch_execute("DELETE FROM public.t WHERE n > 800").await.unwrap();
+        stream.transactions(1).await;
+    }
+}
+
 #[tokio::test]
 async fn a_transaction_is_streamed_before_it_commits_where_that_is_asked_for() {
     let server = cluster(|options| options.setting("logical_decoding_work_mem", "64kB"));
@@ -283,6 +303,30 @@ async fn a_transaction_is_streamed_before_it_commits_where_that_is_asked_for() {
         }
     }
     session.batch_execute("ROLLBACK").await.unwrap();
+    stream.stop.cancel();
+    stream.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_backlog_comes_at_its_commits_and_then_a_new_session_streams() {
+    let server = cluster(|options| options);
+    let session = prepared(&server).await;
+    for n in 0..6 {
+        // A switch leaves the rest of its segment out: 80 MB of log that nobody has to read.
+        session.batch_execute(&format!("INSERT INTO public.t VALUES ({n}, 'x')")).await.unwrap();
+        session.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+    }
+    let mut stream = Stream::start(Options { streaming: true, ..options(&server) }, 64 << 20);
+    let mut begun = Vec::new();
+    while begun.last() != Some(&true) {
+        if let SourceEvent::Session { streaming, .. } = stream.next().await {
+            begun.push(streaming);
+        }
+    }
+    assert_eq!(begun, [false, true]);
+    // Nothing was confirmed, so everything comes again.
+    let (messages, _) = stream.transactions(6).await;
+    assert_eq!(messages.iter().filter(|message| message[0] == b'I').count(), 6);
     stream.stop.cancel();
     stream.end().await.unwrap();
 }
