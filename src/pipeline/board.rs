@@ -19,7 +19,7 @@ use super::status::{
 use super::troubles::Troubles;
 use crate::apply::Stranger;
 use crate::config::Config;
-use crate::model::{RowCounts, Settled, SinkName, SourceIdentity, TableName};
+use crate::model::{Lsn, RowCounts, Settled, SinkName, SourceIdentity, TableName};
 use crate::schema::{self, Steps, StepsRead};
 use crate::snapshot::{CopyState, Progress, ProgressRead, TableProgress, Throttle};
 use crate::source::SessionState;
@@ -164,6 +164,13 @@ impl Board {
 
     pub(super) fn slot_retains(&self, bytes: u64) {
         self.0.slot_retained_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Where the source's log ends, asked beside the stream.
+    pub(super) fn source_ends(&self, at: Lsn) {
+        if let Some(stream) = self.0.stream.get() {
+            stream.flow.source_ends(at);
+        }
     }
 
     pub(super) fn paused(&self, paused: bool) {

@@ -122,6 +122,10 @@ impl Flow {
         }
     }
 
+    pub(super) fn source_ends(&self, at: Lsn) {
+        self.lock().source_ends(at);
+    }
+
     pub(super) fn lag(&self, sink: SinkName) -> Option<SinkLag> {
         let now = clock::unix_us();
         let unheard = now.saturating_sub(self.heard_at_us.load(Ordering::Relaxed));

@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::board::Board;
 use crate::config::Config;
-use crate::source;
+use crate::source::{self, SlotState};
 use crate::telemetry::chain;
 use crate::wire::{self, Session};
 
@@ -20,9 +20,10 @@ const SLOT_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) async fn watch_slot(config: Arc<Config>, board: Board, stop: CancellationToken) {
     let mut session: Option<Session> = None;
     while wait(&stop, SLOT_INTERVAL).await {
-        match retained(&config, session.take()).await {
-            Ok((bytes, open)) => {
-                board.slot_retains(bytes);
+        match look(&config, session.take()).await {
+            Ok((state, open)) => {
+                board.slot_retains(state.as_ref().map_or(0, |state| state.retained_bytes));
+                state.and_then(|state| state.wal_end).into_iter().for_each(|end| board.source_ends(end));
                 session = Some(open);
             }
             // The stream itself reports a source that is gone; here only a figure is missing.
@@ -31,13 +32,13 @@ pub(super) async fn watch_slot(config: Arc<Config>, board: Board, stop: Cancella
     }
 }
 
-async fn retained(config: &Config, session: Option<Session>) -> Result<(u64, Session), source::Error> {
+async fn look(config: &Config, session: Option<Session>) -> Result<(Option<SlotState>, Session), source::Error> {
     let session = match session {
         Some(session) => session,
         None => wire::connect(&config.source.endpoint, "watch").await?,
     };
     let state = source::slot_state(&session, &config.source.slot.name).await?;
-    Ok((state.map_or(0, |state| state.retained_bytes), session))
+    Ok((state, session))
 }
 
 /// False when the daemon stops.

@@ -16,6 +16,7 @@ pub struct Tracker {
     last_transaction_end: Option<Lsn>,
     decoded_through: Option<Lsn>,
     wal_end: Option<Lsn>,
+    source_end: Option<Lsn>,
 }
 
 #[derive(Clone, Debug)]
@@ -31,13 +32,16 @@ pub struct SinkLag {
     pub seconds: f64,
 }
 
+/// A change that waits for this long is a backlog.
+const BEHIND_US: i64 = 1_000_000;
+
 impl Tracker {
     /// Starts from what each sink says it holds.
     pub fn new(resume: impl IntoIterator<Item = (SinkName, Lsn)>) -> Self {
         let sinks: BTreeMap<_, _> =
             resume.into_iter().map(|(name, settled)| (name, Sink { settled, backlog: Backlog::default() })).collect();
         assert!(!sinks.is_empty(), "a migration has at least one sink");
-        Self { sinks, kept: None, last_transaction_end: None, decoded_through: None, wal_end: None }
+        Self { sinks, kept: None, last_transaction_end: None, decoded_through: None, wal_end: None, source_end: None }
     }
 
     /// A durable spool holds everything through here for every sink that has not settled it. `backlog`: ends of the
@@ -95,6 +99,11 @@ impl Tracker {
         self.wal_end = self.wal_end.max(Some(wal_end));
     }
 
+    /// Asked about it beside the stream, the source said that its log ends here.
+    pub fn source_ends(&mut self, at: Lsn) {
+        self.source_end = self.source_end.max(Some(at));
+    }
+
     /// A sink holds everything durably through here. Returns the new confirmed position when it moved.
     pub fn settled(&mut self, name: SinkName, through: Lsn) -> Option<Lsn> {
         let before = self.confirmed();
@@ -147,8 +156,10 @@ impl Tracker {
     /// `unheard_us` is how long ago the source last said anything, when it should have.
     pub fn lag(&self, name: SinkName, now_us: i64, unheard_us: Option<i64>) -> Option<SinkLag> {
         let sink = self.sinks.get(&name)?;
-        let bytes = self.wal_end.map_or(0, |end| end.bytes_since(self.reach(sink)));
         let waiting_us = sink.backlog.oldest_us().map_or(0, |oldest| now_us.saturating_sub(oldest));
+        // A stream that is behind is not read to its end, and says nothing of what follows. One that is not has said all.
+        let asked = self.source_end.filter(|_| waiting_us >= BEHIND_US);
+        let bytes = self.wal_end.max(asked).map_or(0, |end| end.bytes_since(self.reach(sink)));
         let micros = waiting_us.max(unheard_us.unwrap_or(0)).max(0);
         Some(SinkLag { bytes, seconds: micros as f64 / 1e6 })
     }
@@ -278,6 +289,19 @@ mod tests {
         tracker.settled(SinkName::Target, lsn(2_000_000));
         assert_eq!(seconds(&tracker, 9_000_000), 0.0);
         assert_eq!(tracker.lag(SinkName::Target, 9_000_000, Some(4_000_000)).unwrap().seconds, 4.0);
+    }
+
+    #[test]
+    fn what_a_stream_that_is_behind_does_not_say_is_asked_for() {
+        let mut tracker = two_sinks();
+        let bytes = |tracker: &Tracker, now_us| tracker.lag(SinkName::Target, now_us, None).unwrap().bytes;
+        tracker.source_ends(lsn(5_000));
+        assert_eq!(bytes(&tracker, 0), 0, "nothing waits");
+        tracker.decoded(&batch(&[200], 200));
+        let oldest = tracker.sinks[&SinkName::Target].backlog.oldest_us().unwrap();
+        let begin = tracker.settled_through(SinkName::Target).unwrap();
+        assert_eq!(bytes(&tracker, oldest + BEHIND_US - 1), lsn(200).bytes_since(begin));
+        assert_eq!(bytes(&tracker, oldest + BEHIND_US), lsn(5_000).bytes_since(begin));
     }
 
     #[test]

@@ -216,6 +216,7 @@ mod tests {
             invalidation_reason: None,
             two_phase: false,
             retained_bytes: 0,
+            wal_end: None,
         }
     }
 

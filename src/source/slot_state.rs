@@ -20,6 +20,8 @@ pub struct SlotState {
     pub two_phase: bool,
     /// Log that the server keeps for this slot.
     pub retained_bytes: u64,
+    /// Where the server's log ends.
+    pub wal_end: Option<Lsn>,
 }
 
 /// `None` when there is no such slot.
@@ -44,9 +46,10 @@ fn state_sql(server_version_num: u32, slot: &str) -> String {
     let since = |version, column: &'static str| if server_version_num >= version { column } else { "NULL" };
     format!(
         "SELECT plugin, database, active_pid, restart_lsn, confirmed_flush_lsn, wal_status, {}, {},
-                pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
-                                     ELSE pg_current_wal_lsn() END, restart_lsn)::bigint
-         FROM pg_replication_slots WHERE slot_name = {}",
+                pg_wal_lsn_diff(wal_end, restart_lsn)::bigint, wal_end
+         FROM pg_replication_slots, (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                                                 ELSE pg_current_wal_lsn() END AS wal_end) AS log
+         WHERE slot_name = {}",
         since(170_000, "invalidation_reason"),
         since(140_000, "two_phase"),
         quote_literal(slot)
@@ -67,6 +70,7 @@ impl SlotState {
             invalidation_reason: owned(6),
             two_phase: column(7) == Some("t"),
             retained_bytes: column(8).and_then(|text| text.parse().ok()).unwrap_or(0),
+            wal_end: lsn(9),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::model::{Batch, SinkName};
 
+use super::held::{Held, run};
 use super::segment::Spot;
 use super::state::Mark;
 use super::{CursorUsage, Usage};
@@ -72,12 +73,6 @@ pub(super) enum End {
     Closed,
     /// Nothing more is read either.
     Abandoned,
-}
-
-#[derive(Clone, Debug)]
-struct Held {
-    batch: Arc<Batch>,
-    size_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -602,15 +597,4 @@ impl Log {
             cursors: self.readers.iter().filter(|reader| reader.attached).map(cursor).collect(),
         }
     }
-}
-
-/// The first of `held` that together are at least `goal` bytes.
-fn run<'a>(held: impl Iterator<Item = &'a Held>, goal: u64) -> Vec<Arc<Batch>> {
-    let mut taken = 0;
-    let chosen = held.take_while(|held| {
-        let more = taken < goal;
-        taken += held.size_bytes;
-        more
-    });
-    chosen.map(|held| Arc::clone(&held.batch)).collect()
 }

@@ -20,6 +20,7 @@
 
 mod driver;
 mod cursor;
+mod held;
 mod machine;
 mod segment;
 mod record;
