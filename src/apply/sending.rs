@@ -11,9 +11,9 @@ use super::report;
 use super::session::{Script, Sent};
 use super::transaction::{self, Step};
 
-/// While more is there than one group holds, a commit does not wait for the disk, except once in this long: the log is
+/// A commit does not wait for the disk, except once in this long, and where somebody waits for its position: the log is
 /// written in order, so it makes those before it durable too. The position is told only then. A crash of the target takes
-/// rows and position back together, and they come again.
+/// rows and position back together, and they come again. Native replication commits alike by default.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A group that is being executed.
@@ -68,10 +68,10 @@ impl Driver {
     }
 
     fn write_out(&mut self) -> Result<Staged, Error> {
-        let more_waits = self.group.size_bytes >= self.group_bytes && !self.group.urgent && !self.state.hurries();
+        let waited_for = self.group.urgent || self.state.hurries() || self.input_ended;
         // The last piece's commit is for all pieces, and those before it do not know what follows.
         let in_parts = self.group.extent != Extent::Whole;
-        let flushes = !more_waits || in_parts || self.flushed.elapsed() >= FLUSH_INTERVAL;
+        let flushes = waited_for || in_parts || self.flushed.elapsed() >= FLUSH_INTERVAL;
         let group = std::mem::take(&mut self.group);
         let script = transaction::write(&mut self.target, &group, flushes)?;
         Ok(Staged { group, script, flushes })
