@@ -82,7 +82,8 @@ pub(super) async fn schema(sides: &Sides<'_>, streams: bool) -> Result<Vec<Findi
     let source = Described { catalog: &source.catalog, design: &here };
     let target = Described { catalog: &target.catalog, design: &there };
     let differences = schema::compare(source, target, true);
-    if differences.is_empty() {
+    let missing = if streams { missing_partitions(source.catalog, target.catalog) } else { Vec::new() };
+    if differences.is_empty() && missing.is_empty() {
         return Ok(vec![Finding::pass("target.schema", "every table fits, column by column")]);
     }
     let finding = |difference: &schema::Difference| {
@@ -90,7 +91,19 @@ pub(super) async fn schema(sides: &Sides<'_>, streams: bool) -> Result<Vec<Findi
         let make = if difference.breaks() && missed { Finding::fail } else { Finding::warn };
         make("target.schema", difference.to_string(), difference.remedy.clone())
     };
-    Ok(differences.iter().map(finding).collect())
+    let mut findings: Vec<Finding> = differences.iter().map(finding).collect();
+    if !missing.is_empty() {
+        let message = format!("partitions that only the source has: {}", listed(&missing));
+        let remedy = "partition the target's tables as the source does: changes come under the partitions' names";
+        findings.push(Finding::fail("target.partitions", message, remedy));
+    }
+    Ok(findings)
+}
+
+/// Rows can be copied through another partition's root, but nobody could say where the changes of such a partition go.
+fn missing_partitions<'a>(source: &'a schema::Catalog, target: &schema::Catalog) -> Vec<&'a TableName> {
+    let partitions = source.row_tables().filter(|table| table.partition.is_some());
+    partitions.map(|table| &table.name).filter(|name| target.table(name).is_none()).collect()
 }
 
 pub(super) async fn extensions(sides: &Sides<'_>) -> Result<Finding, Error> {

@@ -163,6 +163,20 @@ async fn a_prepared_schema_is_compared_column_by_column() {
 }
 
 #[tokio::test]
+async fn partitions_must_be_the_sources_where_changes_follow() {
+    let pair = source_and_target().await;
+    let (source, target) = (pair.source.connect().await, pair.target.connect().await);
+    let root = "CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY RANGE (k)";
+    source.exec(&format!("{root}; CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (9)")).await;
+    target.exec(&format!("{root}; CREATE TABLE other PARTITION OF p FOR VALUES FROM (0) TO (9)")).await;
+    let mode = "[snapshot]\nmode = \"data\"\n";
+    assert_fails(&check_pair(&pair, mode).await, "target.partitions", "public.p_1");
+    target.exec("ALTER TABLE other RENAME TO p_1").await;
+    let report = check_pair(&pair, mode).await;
+    assert_eq!(report.failed(), 0, "{report}");
+}
+
+#[tokio::test]
 async fn an_adopted_slot_must_be_one_that_we_can_read() {
     let pair = source_and_target().await;
     let source = pair.source.connect().await;
