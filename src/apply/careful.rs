@@ -12,6 +12,7 @@ use super::group::{self, Extent, Group};
 use super::letters;
 use super::queue::Member;
 use super::session::{Outcome, Script, Target};
+use super::table::Table;
 use super::transaction::{Step, WRONG_COUNT, close, open, refused};
 
 /// Changes sent at once. The answer to a failure says which of them it was, and the server's answers to this many
@@ -178,7 +179,7 @@ fn change_of(member: &Member, ordinal: u64) -> &Change {
     &member.transaction().changes[usize::try_from(at).expect("an ordinal of this part")]
 }
 
-fn table_of<'a>(member: &'a Member, change: &'a Change) -> &'a super::table::Table {
+fn table_of<'a>(member: &'a Member, change: &'a Change) -> &'a Table {
     group::tables_of(&member.arrived, change).next().expect("the statement was made from a change of a table")
 }
 

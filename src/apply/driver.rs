@@ -72,7 +72,7 @@ async fn open(options: Options, ports: Ports) -> Result<Driver, Error> {
 
 pub(super) struct Driver {
     pub(super) ports: Ports,
-    pub(super) catalog: Session,
+    catalog: Session,
     pub(super) target: Target,
     shapes: Shapes,
     sink: SinkName,

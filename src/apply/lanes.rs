@@ -12,7 +12,7 @@ use std::time::Duration;
 use tracing::{debug, info};
 
 use crate::model::{Lsn, MigrationName, TableName, quote_literal};
-use crate::wire::{self, Endpoint, Session};
+use crate::wire::{self, Endpoint, Session, sqlstate};
 
 use super::error::Error;
 use super::members::{Member, MemberStep, among, in_one};
@@ -21,8 +21,6 @@ use super::position::{self, lsn_of};
 /// The applier may be in the middle of a large transaction, and nobody may queue behind us for long.
 const LOCK_TIMEOUT_MS: u32 = 1_000;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
-/// SQLSTATE of a `lock_timeout` that ran out.
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
@@ -87,7 +85,7 @@ impl Standstill {
         let session = wire::connect(endpoint, "divide the tables").await.map_err(Error::Connect)?;
         loop {
             match lock(&session, migration, epoch).await {
-                Err(error) if error.code().is_some_and(|code| code.code() == LOCK_NOT_AVAILABLE) => {
+                Err(error) if error.code().is_some_and(|code| code.code() == sqlstate::LOCK_NOT_AVAILABLE) => {
                     debug!("the applier is in the middle of a transaction: waiting for its end");
                     session.batch_execute("ROLLBACK").await.map_err(query)?;
                     tokio::time::sleep(LOCK_PAUSE).await;

@@ -1,14 +1,14 @@
 //! What is told after a commit: the position, rows per table, how late each transaction was.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::model::{ChangeKind, Lsn, OldTuple, RowCounts, Settled, SinkName, TableName, Touched, Tuple};
+use crate::model::{ChangeKind, Lsn, OldTuple, RowCounts, Settled, SinkName, Touched, Tuple};
 use crate::telemetry::{Latency, Tally, clock, metrics as names};
 
+use super::careful::SetAside;
 use super::group::{self, Group};
 use super::key;
 use super::sql;
@@ -31,7 +31,7 @@ fn count(table: &Table, counts: RowCounts) {
 }
 
 /// Tells of changes that the target refused, by table.
-pub(super) fn set_aside(letters: &BTreeMap<TableName, u64>) {
+pub(super) fn set_aside(letters: &SetAside) {
     for (table, count) in letters {
         warn!(%table, count, "the target refused changes: set aside in changeover.dead_letter, this table differs from the source now");
         metrics::counter!(names::DEAD_LETTERS_TOTAL, names::LABEL_TABLE => table.to_string()).increment(*count);

@@ -1,18 +1,19 @@
 //! Somebody else's writes to the target's tables, noticed by the server as they commit: a statement trigger that fires for
-//! ordinary sessions only. Ours are replicas (`session_replication_role`) or known by their application's name.
+//! ordinary sessions only. Ours are replicas (`session_replication_role`) or known by a setting that each of them has.
 //!
 //! The trigger writes a note at most once a second for each writer, in the writer's own transaction, and reads the
 //! cutover's journal first: once green owns the writes, it says nothing any more.
+
+use std::time::Duration;
 
 use crate::model::{MigrationName, TableName, quote_identifier, quote_literal};
 use crate::wire::{Session, sqlstate};
 
 use super::error::Error;
+use super::members::in_one;
 
 /// How long a writer may queue behind our request for a lock.
-const LOCK_TIMEOUT_MS: u32 = 50;
-
-const LOCK_NOT_AVAILABLE: &str = "55P03";
+const LOCK_TIMEOUT_MS: u64 = 50;
 
 /// Somebody who writes to a table of the migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ fn function(migration: &MigrationName) -> String {
              writer text := current_setting('application_name');
              place text := coalesce(host(inet_client_addr()), '');
          BEGIN
-             IF writer LIKE 'changeover %' OR EXISTS (SELECT FROM changeover.journal AS j
+             IF current_setting('changeover.session', true) = 'on' OR EXISTS (SELECT FROM changeover.journal AS j
                  WHERE j.migration = {name} AND j.step = 'committed')
                 OR EXISTS (SELECT FROM changeover.stranger_note AS n WHERE n.migration = {name}
                     AND n.table_schema = TG_TABLE_SCHEMA AND n.table_name = TG_TABLE_NAME AND n.role = session_user
@@ -81,9 +82,11 @@ WHERE c.relkind IN ('r', 'p')
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = c.oid AND tgname = $2)
 ORDER BY 1, 2";
 
-/// Begins to watch those of `tables` that are not watched yet. Waits for no writer, ours included: what is busy is left to the next call.
+/// Begins to watch those of `tables` that are not watched yet. Waits for no writer, ours included: what is busy is left
+/// to the next call.
 pub async fn watch(target: &Session, migration: &MigrationName, tables: &[TableName]) -> Result<Watched, Error> {
-    let failed = |source| Error::Query { what: "watch for other writers on the target", source };
+    let what = "watch for other writers on the target";
+    let failed = |source| Error::Query { what, source };
     let names: Vec<String> = tables.iter().map(TableName::quoted).collect();
     let missing = target.query(UNWATCHED, &[&names, &trigger_name(migration)]).await.map_err(failed)?;
     if missing.is_empty() {
@@ -100,30 +103,36 @@ pub async fn watch(target: &Session, migration: &MigrationName, tables: &[TableN
             table.quoted(),
             function_name(migration)
         );
-        match in_one(target, &sql).await {
+        match in_one(target, &sql, what).await {
             Ok(()) => watched.begun += 1,
-            Err(error) if is(&error, LOCK_NOT_AVAILABLE) => watched.busy += 1,
-            Err(error) if is(&error, sqlstate::INSUFFICIENT_PRIVILEGE) => watched.forbidden.push(table),
-            Err(error) => return Err(failed(error)),
+            Err(error) if failed_with(&error, sqlstate::LOCK_NOT_AVAILABLE) => watched.busy += 1,
+            Err(error) if failed_with(&error, sqlstate::INSUFFICIENT_PRIVILEGE) => watched.forbidden.push(table),
+            Err(error) => return Err(error),
         }
     }
     Ok(watched)
 }
 
-/// Everybody who has been noticed so far.
-pub async fn read_strangers(target: &Session, migration: &MigrationName) -> Result<Vec<Stranger>, Error> {
+const READING: &str = "look for other writers on the target";
+
+/// Takes what the triggers have noted since into the record.
+pub async fn fold_notes(target: &Session, migration: &MigrationName) -> Result<(), Error> {
     const FOLD: &str = "
         WITH taken AS (DELETE FROM changeover.stranger_note WHERE migration = $1 RETURNING *)
         INSERT INTO changeover.stranger AS s (migration, table_schema, table_name, role, application, address, last_at)
         SELECT migration, table_schema, table_name, role, application, address, max(at) FROM taken GROUP BY 1, 2, 3, 4, 5, 6
         ON CONFLICT (migration, table_schema, table_name, role, application, address)
         DO UPDATE SET last_at = greatest(s.last_at, EXCLUDED.last_at)";
+    let folded = target.execute(FOLD, &[&migration.as_str()]).await;
+    folded.map(drop).map_err(|source| Error::Query { what: READING, source })
+}
+
+/// Everybody on record.
+pub async fn read_strangers(target: &Session, migration: &MigrationName) -> Result<Vec<Stranger>, Error> {
     const READ: &str = "
         SELECT table_schema, table_name, role, application, address, (extract(epoch FROM last_at) * 1000000)::int8
         FROM changeover.stranger WHERE migration = $1 ORDER BY 1, 2, 3, 4, 5";
-    let failed = |source| Error::Query { what: "look for other writers on the target", source };
-    target.execute(FOLD, &[&migration.as_str()]).await.map_err(failed)?;
-    let rows = target.query(READ, &[&migration.as_str()]).await.map_err(failed)?;
+    let read = target.query(READ, &[&migration.as_str()]).await;
     let stranger = |row: &tokio_postgres::Row| Stranger {
         table: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
         role: row.get(2),
@@ -131,7 +140,7 @@ pub async fn read_strangers(target: &Session, migration: &MigrationName) -> Resu
         address: row.get(4),
         last_at_us: row.get(5),
     };
-    Ok(rows.iter().map(stranger).collect())
+    Ok(read.map_err(|source| Error::Query { what: READING, source })?.iter().map(stranger).collect())
 }
 
 /// Ends the watch and removes what it needed. Gives way to whoever uses the tables; answers how many are left.
@@ -140,29 +149,11 @@ pub async fn unwatch(target: &Session, migration: &MigrationName) -> Result<usiz
         SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_trigger AS t
         JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE t.tgname = $1 AND NOT t.tgisinternal";
-    const ATTEMPTS_MAX: u32 = 100;
-    let failed = |source| Error::Query { what: "end the watch for other writers on the target", source };
-    let trigger = trigger_name(migration);
+    let failed = |source| Error::Query { what: UNWATCHING, source };
     let mut busy = 0;
-    for row in target.query(WATCHED, &[&trigger]).await.map_err(failed)? {
+    for row in target.query(WATCHED, &[&trigger_name(migration)]).await.map_err(failed)? {
         let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        let sql = format!(
-            "BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; DROP TRIGGER IF EXISTS {} ON {}; COMMIT",
-            quote_identifier(&trigger),
-            table.quoted()
-        );
-        let mut attempts = 0;
-        while let Err(error) = in_one(target, &sql).await {
-            attempts += 1;
-            if !is(&error, LOCK_NOT_AVAILABLE) {
-                return Err(failed(error));
-            }
-            if attempts == ATTEMPTS_MAX {
-                busy += 1;
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(u64::from(LOCK_TIMEOUT_MS))).await;
-        }
+        busy += usize::from(!drop_trigger(target, migration, &table).await?);
     }
     if busy == 0 {
         // Not there when the migration never came as far as streaming.
@@ -175,16 +166,28 @@ pub async fn unwatch(target: &Session, migration: &MigrationName) -> Result<usiz
     Ok(busy)
 }
 
-fn is(error: &tokio_postgres::Error, code: &str) -> bool {
-    error.code().is_some_and(|found| found.code() == code)
+const UNWATCHING: &str = "end the watch for other writers on the target";
+
+/// False when the table was never free.
+async fn drop_trigger(target: &Session, migration: &MigrationName, table: &TableName) -> Result<bool, Error> {
+    const ATTEMPTS_MAX: u32 = 100;
+    let sql = format!(
+        "BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; DROP TRIGGER IF EXISTS {} ON {}; COMMIT",
+        quote_identifier(&trigger_name(migration)),
+        table.quoted()
+    );
+    for _ in 0..ATTEMPTS_MAX {
+        match in_one(target, &sql, UNWATCHING).await {
+            Err(error) if failed_with(&error, sqlstate::LOCK_NOT_AVAILABLE) => {
+                tokio::time::sleep(Duration::from_millis(LOCK_TIMEOUT_MS)).await;
+            }
+            dropped => return dropped.map(|()| true),
+        }
+    }
+    Ok(false)
 }
 
-/// A transaction written as one text; a failed one is rolled back, so that the session stays usable.
-async fn in_one(session: &Session, sql: &str) -> Result<(), tokio_postgres::Error> {
-    let outcome = session.batch_execute(sql).await;
-    if outcome.is_err() {
-        // The first error is the one to tell; a connection that is gone has rolled back by itself.
-        drop(session.batch_execute("ROLLBACK").await);
-    }
-    outcome
+/// Of a transaction that [`in_one`] ran.
+fn failed_with(error: &Error, code: &str) -> bool {
+    matches!(error, Error::Query { source, .. } if source.code().is_some_and(|found| found.code() == code))
 }

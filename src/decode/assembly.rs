@@ -10,8 +10,9 @@ use super::shapes::Listing;
 
 /// Committed transactions on their way into the next batch.
 pub(super) struct Assembly {
-    /// A batch is closed at the first commit beyond this, and a transaction beyond it goes out in parts.
+    /// A batch is closed at the first commit beyond this.
     batch_bytes: usize,
+    /// A transaction beyond this goes out in parts.
     part_bytes: usize,
     pub(super) listing: Listing,
     complete: Vec<Transaction>,

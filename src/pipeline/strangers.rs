@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::board::Board;
 use super::status::Phase;
@@ -31,7 +31,6 @@ pub(super) struct Strangers {
     config: Arc<Config>,
     board: Board,
     listeners: Arc<Listeners>,
-    tables: Vec<TableName>,
     /// The tables whose rows a statement on each may have written: itself, or every partition below.
     rows_of: BTreeMap<TableName, Vec<TableName>>,
     state: Mutex<State>,
@@ -41,10 +40,13 @@ pub(super) struct Strangers {
 #[derive(Default)]
 struct State {
     session: Option<Session>,
-    known: Vec<Stranger>,
+    /// On record when we last looked; at first, what an earlier daemon has told of.
+    known: Option<Vec<Stranger>>,
     /// When every table was seen to be watched.
     watched: Option<Instant>,
     forbidden: Vec<TableName>,
+    /// Why we could not look, until we can again.
+    told: Option<String>,
 }
 
 impl Strangers {
@@ -58,7 +60,7 @@ impl Strangers {
                 above = holder.partition.as_ref().and_then(|partition| catalog.table(&partition.parent));
             }
         }
-        Self { config, board, listeners, tables: rows_of.keys().cloned().collect(), rows_of, state: Mutex::default() }
+        Self { config, board, listeners, rows_of, state: Mutex::default() }
     }
 
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
@@ -73,9 +75,11 @@ impl Strangers {
     pub(super) async fn look(&self) {
         let mut state = self.state.lock().await;
         if let Err(error) = self.look_with(&mut state).await {
-            // The applier reports a target that is gone.
-            state.session = None;
-            debug!(error = chain(&error), "other writers not looked for");
+            let error = chain(&error);
+            if state.told.as_ref() != Some(&error) {
+                warn!(error, "another writer on the target would not be noticed now");
+            }
+            (state.session, state.told) = (None, Some(error));
         }
     }
 
@@ -88,13 +92,20 @@ impl Strangers {
             }
         };
         if state.watched.is_none_or(|at| at.elapsed() >= WATCH_INTERVAL) {
-            let watched = apply::watch(target, &self.config.migration, &self.tables).await?;
+            let tables: Vec<TableName> = self.rows_of.keys().cloned().collect();
+            let watched = apply::watch(target, &self.config.migration, &tables).await?;
             state.watched = Some(Instant::now()).filter(|_| watched.busy == 0);
             say_watched(watched, &mut state.forbidden);
         }
+        let known = match state.known.take() {
+            Some(known) => known,
+            None => apply::read_strangers(target, &self.config.migration).await?,
+        };
+        apply::fold_notes(target, &self.config.migration).await?;
         let found = apply::read_strangers(target, &self.config.migration).await?;
-        self.tell(&state.known, &found);
-        state.known = found;
+        self.tell(&known, &found);
+        state.known = Some(found);
+        state.told = None;
         Ok(())
     }
 
@@ -114,7 +125,7 @@ impl Strangers {
             );
             metrics::counter!(names::FOREIGN_WRITES_TOTAL, names::LABEL_TABLE => table).increment(1);
         }
-        let is_equal = |table: &TableName| self.listeners.all().is_held_equal(&table.to_string());
+        let is_equal = |table: &TableName| self.listeners.all().is_held_equal(table);
         let unequal = |stranger: &&Stranger| !self.rows_of(stranger).iter().all(is_equal);
         self.board.strangers(found.iter().filter(unequal).cloned().collect());
     }

@@ -23,7 +23,9 @@ pub(super) async fn watch_slot(config: Arc<Config>, board: Board, stop: Cancella
         match look(&config, session.take()).await {
             Ok((state, open)) => {
                 board.slot_retains(state.as_ref().map_or(0, |state| state.retained_bytes));
-                state.and_then(|state| state.wal_end).into_iter().for_each(|end| board.source_ends(end));
+                if let Some(end) = state.and_then(|state| state.wal_end) {
+                    board.source_ends(end);
+                }
                 session = Some(open);
             }
             // The stream itself reports a source that is gone; here only a figure is missing.

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::Error;
 use crate::model::{Lsn, SnapshotSet, TableName};
 use crate::schema::lock_holders;
-use crate::wire::{self, Endpoint, Session};
+use crate::wire::{self, Endpoint, Session, sqlstate};
 
 /// A request that waits for ACCESS SHARE makes nobody wait by itself, but an ALTER that queues behind it would: short,
 /// and often.
@@ -20,8 +20,6 @@ const LOCK_ATTEMPTS: u32 = 30;
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
 /// Tables named in one LOCK.
 const LOCK_COUNT: usize = 500;
-/// SQLSTATE of a `lock_timeout` that ran out.
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 pub(super) struct Holder {
     session: Session,
@@ -103,7 +101,7 @@ async fn lock_with_patience(session: &Session, tables: &[TableName], stop: &Canc
     let mut blocker = String::new();
     for _ in 0..LOCK_ATTEMPTS {
         match lock(session, tables).await {
-            Err(error) if error.code().is_some_and(|code| code.code() == LOCK_NOT_AVAILABLE) => {
+            Err(error) if error.code().is_some_and(|code| code.code() == sqlstate::LOCK_NOT_AVAILABLE) => {
                 session.batch_execute("ROLLBACK").await.map_err(Error::query("lock the source's tables"))?;
                 blocker = lock_holders(session, tables).await;
                 warn!(blocker, "waiting for the source's tables");

@@ -195,9 +195,9 @@ impl DirtyKeys {
     }
 
     /// Whether `table` (its name on the source) was found equal in full, but for keys that the applier wrote since.
-    pub fn is_held_equal(&self, table: &str) -> bool {
-        let place = self.tables.iter().position(|known| known.source.to_string() == table);
-        place.is_some_and(|place| matches!(self.lock().states[place], State::Clean { .. }))
+    pub fn is_held_equal(&self, table: &TableName) -> bool {
+        let place = self.by_name.get(table);
+        place.is_some_and(|place| matches!(self.lock().states[*place], State::Clean { .. }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {

@@ -9,6 +9,8 @@ use super::endpoint::Endpoint;
 type Pinned = (&'static str, &'static str, u32);
 
 const PINNED: &[Pinned] = &[
+    // Nobody's else: how a trigger of ours on the target knows us, whatever name the URL gives us.
+    ("changeover.session", "on", 0),
     // Our limits are ours: each wait of ours has its own. First, since the others take time too.
     ("statement_timeout", "0", 0),
     ("lock_timeout", "0", 0),

@@ -6,6 +6,8 @@ use crate::model::Disposition;
 pub const OBJECT_IN_USE: &str = "55006";
 /// A slot that was invalidated, among others.
 pub const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
+/// Within `lock_timeout`, or at once under NOWAIT.
+pub const LOCK_NOT_AVAILABLE: &str = "55P03";
 pub const UNDEFINED_OBJECT: &str = "42704";
 pub const DUPLICATE_OBJECT: &str = "42710";
 pub const UNIQUE_VIOLATION: &str = "23505";
@@ -34,7 +36,8 @@ pub(super) fn disposition(sqlstate: &str) -> Disposition {
 
 fn passes(sqlstate: &str) -> bool {
     let class = sqlstate.get(..2).unwrap_or_default();
-    matches!(class, "08" | "40" | "53" | "57" | "58") || matches!(sqlstate, "55P03" | OBJECT_IN_USE | "25P03" | "25P04")
+    matches!(class, "08" | "40" | "53" | "57" | "58")
+        || matches!(sqlstate, LOCK_NOT_AVAILABLE | OBJECT_IN_USE | "25P03" | "25P04")
 }
 
 #[cfg(test)]

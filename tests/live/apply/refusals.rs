@@ -1,7 +1,8 @@
 //! What must not be done silently.
 
-use changeover::apply::Error;
-use changeover::model::Disposition;
+use changeover::apply::{self, Error};
+use changeover::model::{Disposition, TableName};
+use changeover::wire;
 
 use super::world::World;
 
@@ -113,6 +114,31 @@ async fn what_is_no_matter_of_a_row_is_never_set_aside() {
     assert!(matches!(&error, Error::Row { source, .. } if source.sqlstate() == "3F000"), "{error}");
     assert_eq!(world.target.scalar("SELECT count(*)::text FROM changeover.dead_letter").await, "0");
     assert_eq!(world.target.rows("t").await, ["(1)"]);
+}
+
+#[tokio::test]
+async fn our_own_writes_are_no_strangers_under_any_name_and_role() {
+    let mut world = World::new("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    let watching = wire::connect(&world.options.endpoint, "test").await.unwrap();
+    let watched = apply::watch(&watching, &world.options.migration, &[TableName::new("public", "t")]).await.unwrap();
+    assert_eq!((watched.begun, watched.busy), (1, 0));
+    // One that may not act as a replica, and that the URL gives a name of its own.
+    world
+        .target
+        .exec(
+            "CREATE ROLE mover LOGIN; GRANT USAGE ON SCHEMA changeover TO mover;
+             GRANT ALL ON ALL TABLES IN SCHEMA public, changeover TO mover",
+        )
+        .await;
+    let url = world.target_url().replace("postgres@", "mover@") + "?application_name=billing";
+    world.options.endpoint = wire::Endpoint::parse(&url).unwrap();
+    world.follow("INSERT INTO t VALUES (1, 'a'); UPDATE t SET v = 'b'").await.unwrap();
+    world.assert_same(&["t"]).await;
+    let noted = "SELECT count(*) FROM changeover.stranger_note";
+    assert_eq!(world.target.scalar(noted).await, "0");
+    let stranger = crate::support::Db::connect(&url).await;
+    stranger.exec("UPDATE t SET v = 'c'").await;
+    assert_eq!(world.target.scalar(noted).await, "1");
 }
 
 #[tokio::test]
