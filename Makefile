@@ -43,6 +43,11 @@ campaign-apply: ## SEEDS (1000) random workloads, applied whole and in parts, co
 	docker/setup.sh --for test
 	CHANGEOVER_SEEDS=$(or $(SEEDS),1000) $(CARGO) test --locked --test live -- a_random_workload_ends_equal --nocapture
 
+.PHONY: campaign-crash
+campaign-crash: ## SEEDS (500) migrations under load, each struck four times at named points: daemon, servers, connections
+	docker/setup.sh --for test
+	CHANGEOVER_SEEDS=$(or $(SEEDS),500) $(CARGO) test --locked --test live -- blows_at_named_points --nocapture
+
 .PHONY: setup
 setup: ## install what demo, tests and benchmarks need (Debian, Ubuntu)
 	docker/setup.sh --for test

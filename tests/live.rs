@@ -57,6 +57,8 @@ mod row_filter;
 mod strangers;
 #[path = "live/crash.rs"]
 mod crash;
+#[path = "live/blows.rs"]
+mod blows;
 #[path = "live/resync.rs"]
 mod resync;
 #[path = "live/verify.rs"]

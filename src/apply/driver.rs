@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::link::Parcel;
 use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, SinkName, Transaction};
+use crate::telemetry::Point;
 use crate::wire::{self, ServerError, Session};
 
 use super::careful;
@@ -327,7 +328,9 @@ impl Driver {
             }
             Outcome::Failed { label, error } => return Err(transaction::refused(&self.target, label, error)),
         }
+        Point::GroupCommitted.reach();
         self.done(group, flushed);
+        Point::GroupTold.reach();
         let waiting = self.group.size_bytes + self.queue.size_bytes();
         self.gather_until = (waiting >= BEHIND_BYTES).then(|| Instant::now() + self.group_delay);
         Ok(())

@@ -10,6 +10,7 @@ use super::group::{Extent, Group};
 use super::report;
 use super::session::{Script, Sent};
 use super::transaction::{self, Step};
+use crate::telemetry::Point;
 
 /// A commit does not wait for the disk, except once in this long, and where somebody waits for its position: the log is
 /// written in order, so it makes those before it durable too. The position is told only then. A crash of the target takes
@@ -62,6 +63,7 @@ impl Driver {
         if let Some(touched) = &self.ports.touched {
             report::touch(&staged.group, touched.as_ref());
         }
+        Point::GroupDue.reach();
         let sent = self.target.send(staged.script);
         self.flight = Some(Flight { group: staged.group, sent, flushes: staged.flushes });
         Ok(())

@@ -41,9 +41,7 @@ pub(super) fn open(target: &mut Target, script: &mut Script<Step>, group: &Group
     let begins = !matches!(group.extent, Extent::Piece { first: false, .. });
     if begins {
         target.begin(script, Step::Frame);
-        let last = group.members.last().map(Member::transaction);
-        let through = group.through.max(last.map(|last| last.end)).expect("a group is not sent empty");
-        target.position(script, through, last.map(|last| last.committed_at_us), Step::Position);
+        position(target, script, group);
     }
     if group.extent != Extent::Whole {
         target.fixed(script, "SAVEPOINT piece", Step::Frame);
@@ -55,9 +53,20 @@ pub(super) fn close(target: &mut Target, script: &mut Script<Step>, group: &Grou
     if group.extent != Extent::Whole {
         target.fixed(script, "RELEASE SAVEPOINT piece", Step::Frame);
     }
+    if matches!(group.extent, Extent::Piece { first: false, last: true }) {
+        // The first piece did not know where the transaction ends.
+        position(target, script, group);
+    }
     if !matches!(group.extent, Extent::Piece { last: false, .. }) {
         target.fixed(script, "COMMIT", Step::Frame);
     }
+}
+
+/// The end of the group's last member, or what has been reached behind it.
+fn position(target: &mut Target, script: &mut Script<Step>, group: &Group) {
+    let last = group.members.last().map(Member::transaction);
+    let through = group.through.max(last.map(|last| last.end)).expect("a group is not sent empty");
+    target.position(script, through, last.map(|last| last.committed_at_us), Step::Position);
 }
 
 /// Why a statement that holds no rows failed.

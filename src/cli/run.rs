@@ -25,6 +25,10 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let config = arguments.config.load()?;
     telemetry::init_logs(config.log.format, config.log.level);
+    #[cfg(debug_assertions)]
+    if let Some(directory) = crate::config::points_directory() {
+        telemetry::arm_points(directory);
+    }
     block_on(serve(config))
 }
 

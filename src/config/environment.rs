@@ -20,6 +20,12 @@ pub fn process_environment() -> Environment {
     std::env::vars_os().filter_map(readable).filter(|(name, _)| name.starts_with(PREFIX)).collect()
 }
 
+/// Where tests ask the daemon to stand still: see `telemetry::Point`.
+#[cfg(debug_assertions)]
+pub fn points_directory() -> Option<std::path::PathBuf> {
+    std::env::var_os("CHANGEOVER_POINTS").map(Into::into)
+}
+
 /// Which keys were overridden, and what was wrong with the variables.
 #[derive(Debug, Default)]
 pub(super) struct Overrides {

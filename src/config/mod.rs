@@ -28,6 +28,8 @@ pub use checked::{
     Log, PgBouncer, Router, Snapshot, SnapshotMode, Source, Target, Throttle, Verify,
 };
 pub use draft::{DraftTable, draft};
+#[cfg(debug_assertions)]
+pub use environment::points_directory;
 pub use environment::{Environment, process_environment};
 pub use load::{load, parse};
 pub use problem::{Problem, Problems};

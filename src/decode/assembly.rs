@@ -172,6 +172,9 @@ impl Assembly {
     }
 }
 
+/// From so many changes on, room that was not needed is given back.
+const SHRUNK_FROM: usize = 64;
+
 impl Open {
     /// `emitted`: how many of its changes left in an earlier session.
     pub(super) fn new(xid: Xid, commit: Lsn, at_us: i64, emitted: u64, listing: &Listing) -> Self {
@@ -222,7 +225,11 @@ impl Open {
         std::mem::replace(self, rest).into_transaction(part, end)
     }
 
-    fn into_transaction(self, part: Part, end: Lsn) -> Transaction {
+    fn into_transaction(mut self, part: Part, end: Lsn) -> Transaction {
+        // A large list was doubled as it grew, and may wait in the spool for long.
+        if self.changes.len() >= SHRUNK_FROM {
+            self.changes.shrink_to_fit();
+        }
         Transaction {
             xid: self.xid,
             commit: self.commit,

@@ -60,9 +60,12 @@ pub enum OldKind {
 }
 
 impl Change {
-    /// Bytes it holds, for the budgets: its row bytes and a flat charge for the rest.
+    /// Bytes it holds, for the budgets: its row bytes and a flat charge for the rest. A tuple is a slice of the buffer it
+    /// was read into, which keeps the framing around it alive: CopyData (5), XLogData (25), and what pgoutput puts before a
+    /// tuple (6).
     pub fn size_bytes(&self) -> usize {
-        const FLAT: usize = size_of::<Change>();
+        const FRAMING: usize = 36;
+        const FLAT: usize = size_of::<Change>() + FRAMING;
         FLAT + match &self.kind {
             ChangeKind::Insert { new, .. } => new.size_bytes(),
             ChangeKind::Update { old, new, .. } => {

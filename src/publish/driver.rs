@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::model::{MigrationName, Position, Settled};
-use crate::telemetry::{chain, clock, metrics as names};
+use crate::telemetry::{Point, chain, clock, metrics as names};
 
 use super::admin::Admin;
 use super::broker::{Broker, Setback};
@@ -168,20 +168,28 @@ impl Driver<'_> {
                 self.open()?;
             }
             Effect::Produce(piece) => self.produce(&piece)?,
-            Effect::Seal { signature, mark, seq } => self.seal(signature, mark, seq)?,
+            Effect::Seal { signature, mark, seq } => {
+                self.seal(signature, mark, seq)?;
+                Point::RecordsSealed.reach();
+            }
             Effect::Flush => {
                 self.broker().flush(&self.slice())?;
+                Point::RecordsFlushed.reach();
                 return Ok(Outcome::Answer(Input::Flushed));
             }
             Effect::Commit => {
                 self.broker().commit()?;
+                Point::RecordsCommitted.reach();
                 return Ok(Outcome::Answer(Input::Committed));
             }
             Effect::Abort => {
                 self.broker().abort()?;
                 return Ok(Outcome::Answer(Input::Aborted));
             }
-            Effect::Settle(settlement) => self.settle(settlement),
+            Effect::Settle(settlement) => {
+                self.settle(settlement);
+                Point::RecordsTold.reach();
+            }
             Effect::Finish => return Ok(Outcome::Finished),
             Effect::Yield => return Err(Setback::for_good(Error::Superseded)),
         }

@@ -42,6 +42,9 @@ pub enum Error {
     },
     #[error("dump the schema: {complaint}")]
     PgDumpFailed { complaint: String },
+    /// The server went, or somebody kept a lock.
+    #[error("dump the schema: {complaint}")]
+    PgDumpCutOff { complaint: String },
     #[error("dump the schema: it has more than {bytes_max} bytes")]
     DumpTooLarge { bytes_max: u64 },
     #[error("dump the schema: the text is not UTF-8")]
@@ -99,6 +102,7 @@ impl Error {
                 halt(format!("name one of version {at_least_major} or newer, or none to have it looked for"))
             }
             Self::PgDumpUnusable { .. } | Self::PgDumpStart { .. } => halt("name a pg_dump that runs on this machine"),
+            Self::PgDumpCutOff { .. } => Disposition::Retry,
             Self::PgDumpFailed { .. } => halt("see to what pg_dump says, then `run` again"),
             Self::DumpTooLarge { .. } | Self::DumpEncoding | Self::Dump(_) => {
                 halt("prepare the target's schema by other means and set snapshot.mode = \"data\"")

@@ -16,7 +16,7 @@ use super::run::{Options, Ports, SessionState, SourceEvent};
 use super::{Error, frames};
 use crate::link;
 use crate::model::{FrameBatch, FramePayload, Lsn};
-use crate::telemetry::clock;
+use crate::telemetry::{Point, clock};
 use crate::wire::{self, CopyBoth, CopyBothEvent, Endpoint, sqlstate};
 
 /// A source from which nothing has come for this long, though it was asked, is given up.
@@ -175,7 +175,9 @@ impl<'a> Driver<'a> {
             match effect {
                 Effect::Report(report) => {
                     tracing::trace!(?report, "report to the source");
+                    Point::ReportDue.reach();
                     self.both.queue(&frames::encode(report, clock::unix_us()));
+                    Point::Reported.reach();
                 }
                 Effect::SayDone => self.both.queue_done(),
                 Effect::Probe if self.probe.is_empty() => {

@@ -1,7 +1,10 @@
-//! The named places between steps that a crash may part. Tests stop time there; otherwise nothing happens.
+//! The spool's named places between steps that a crash may part. Tests of this room stop time there; those of the whole
+//! daemon come in by [`telemetry::Point`].
 
 #[cfg(test)]
 use std::sync::{Arc, OnceLock};
+
+use crate::telemetry;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Point {
@@ -36,7 +39,22 @@ impl Points {
 
     #[cfg(not(test))]
     #[allow(clippy::unused_self, reason = "the same call as in tests")]
-    pub(super) const fn reach(&self, _point: Point) {}
+    pub(super) fn reach(&self, point: Point) {
+        point.of_daemon().reach();
+    }
+}
+
+impl Point {
+    #[cfg_attr(test, allow(dead_code, reason = "tests of this room have a hook of their own"))]
+    const fn of_daemon(self) -> telemetry::Point {
+        match self {
+            Self::Created => telemetry::Point::SegmentCreated,
+            Self::Written => telemetry::Point::SegmentWritten,
+            Self::Synced => telemetry::Point::SegmentSynced,
+            Self::Noted => telemetry::Point::BeginningNoted,
+            Self::Removed => telemetry::Point::SegmentsRemoved,
+        }
+    }
 }
 
 impl std::fmt::Debug for Points {

@@ -23,7 +23,7 @@ const ROWS: u64 = 200_000;
 
 /// `version` counts the changes of a row, so a reader of the stream can tell a lost or repeated one. `id`s are never used
 /// twice. `note` has no key, so a repeated insert would show as one row more.
-const SCHEMA: &str = "
+pub(super) const SCHEMA: &str = "
     CREATE TABLE item (id bigint PRIMARY KEY, version bigint NOT NULL, payload text, big text);
     CREATE TABLE note (client int, seq bigint, body text);
     ALTER TABLE note REPLICA IDENTITY FULL;
@@ -62,12 +62,12 @@ async fn client(url: String, number: u64, seed: u64, stop: Arc<AtomicBool>) {
     }
 }
 
-async fn seed_rows(db: &Db, count: u64) {
+pub(super) async fn seed_rows(db: &Db, count: u64) {
     db.exec(&format!("INSERT INTO item SELECT n, 1, repeat('x', 60), NULL FROM generate_series(0, {count} - 1) n"))
         .await;
 }
 
-async fn assert_equal(source: &Db, target: &Db, tables: &[&str]) {
+pub(super) async fn assert_equal(source: &Db, target: &Db, tables: &[&str]) {
     for table in tables {
         let (left, right) = (source.rows(table).await, target.rows(table).await);
         assert_eq!(left.len(), right.len(), "{table}: row counts differ");
@@ -106,7 +106,7 @@ enum Told {
 
 /// Every committed change of every row is in the topic once and in order: versions rise by one, a deletion ends them, and
 /// the last one is what the source holds.
-async fn assert_told_exactly_once(source: &Db, prefix: &str) {
+pub(super) async fn assert_told_exactly_once(source: &Db, prefix: &str) {
     let rows = source.query_text("SELECT id, version FROM item").await;
     let held: BTreeMap<u64, u64> = rows
         .iter()
@@ -188,7 +188,7 @@ async fn thirty_kills_at_random_moments_lose_nothing_and_repeat_nothing() {
     assert_eq!(target.scalar("SELECT sum(balance) FROM account").await, "20000");
 }
 
-async fn slot_begins(target: &Db) {
+pub(super) async fn slot_begins(target: &Db) {
     let ready = "SELECT count(*) FROM pg_class WHERE relname = 'migration'";
     let begun = "SELECT count(*) FROM changeover.migration WHERE consistent_point IS NOT NULL";
     for sql in [ready, begun] {
@@ -216,7 +216,7 @@ async fn drain(source: &Db, daemon: &mut Daemon) {
     });
 }
 
-fn lsn(text: &str) -> u64 {
+pub(super) fn lsn(text: &str) -> u64 {
     text.parse::<changeover::model::Lsn>().unwrap().get()
 }
 

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use changeover::demo::{Workspace, free_port};
+use changeover::telemetry::Point;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -36,6 +37,7 @@ impl Daemon {
         let spool = workspace.dir().join("spool");
         let text = config.text(&spool, free_port().unwrap());
         let config = workspace.write("changeover.toml", text).unwrap();
+        fs::create_dir(workspace.dir().join("points")).unwrap();
         Self { workspace, config, expected_errors: Vec::new() }
     }
 
@@ -45,7 +47,31 @@ impl Daemon {
         let mut command = self.workspace.command(binary());
         command.arg("run").arg("--config").arg(&self.config).stderr(log);
         forget_settings(&mut command);
+        command.env("CHANGEOVER_POINTS", self.points_dir());
         self.workspace.start(&mut command).unwrap();
+    }
+
+    /// Whoever reaches `point` next stands still there.
+    pub fn hold_at(&self, point: Point) {
+        fs::write(self.points_dir().join(point.name()), "").unwrap();
+    }
+
+    /// Whether somebody stands still at `point`.
+    pub fn is_held_at(&self, point: Point) -> bool {
+        self.points_dir().join(format!("{}.held", point.name())).exists()
+    }
+
+    /// Lets go of whoever stands still, now or later.
+    pub fn let_go(&self) {
+        let first = || fs::read_dir(self.points_dir()).unwrap().next();
+        while let Some(file) = first() {
+            // It may have been taken in this moment, and has another name now.
+            drop(fs::remove_file(file.unwrap().path()));
+        }
+    }
+
+    fn points_dir(&self) -> PathBuf {
+        self.workspace.dir().join("points")
     }
 
     /// `kill -9`.
@@ -56,6 +82,11 @@ impl Daemon {
     /// SIGTERM, then waits for the end of the drain.
     pub fn terminate(&mut self) {
         self.workspace.stop("TERM", PATIENCE);
+    }
+
+    /// Sends a signal and does not wait.
+    pub fn signal(&mut self, signal: &str) {
+        self.workspace.signal(signal);
     }
 
     pub fn is_running(&mut self) -> bool {

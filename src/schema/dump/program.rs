@@ -19,6 +19,16 @@ const COMPLAINT_BYTES_MAX: u64 = 16 << 10;
 /// How long pg_dump waits for its ACCESS SHARE locks before it gives up.
 const LOCK_WAIT_MS: u32 = 30_000;
 
+/// What libpq says of a server that went or that is not there (`fe-connect.c`, `fe-misc.c`; before 14 the second), and
+/// the server of a lock that somebody keeps. A password that is wrong says so of our own connections first.
+const PASSING: [&str; 5] = [
+    "connection to server",
+    "could not connect to server",
+    "server closed the connection",
+    "SSL connection has been closed",
+    "due to lock timeout",
+];
+
 /// A pg_dump that is there and answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PgDump {
@@ -119,6 +129,8 @@ impl PgDump {
             .args(arguments(section, excluded))
             .envs(source.libpq_env())
             .env("PGAPPNAME", "changeover schema")
+            // Its complaint is read by us too.
+            .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -130,7 +142,8 @@ impl PgDump {
             return Err(Error::DumpTooLarge { bytes_max: DUMP_BYTES_MAX });
         }
         if !child.wait().await.map_err(failed)?.success() {
-            return Err(Error::PgDumpFailed { complaint });
+            let passing = PASSING.iter().any(|phrase| complaint.contains(phrase));
+            return Err(if passing { Error::PgDumpCutOff { complaint } } else { Error::PgDumpFailed { complaint } });
         }
         String::from_utf8(text).map_err(|_| Error::DumpEncoding)
     }

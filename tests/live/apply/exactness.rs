@@ -248,6 +248,24 @@ async fn the_position_goes_on_behind_a_large_transaction_that_nothing_follows() 
     applied.await.unwrap();
 }
 
+/// Found by `blows::`: the first piece writes the position, and knows only where the commit record begins. A crash before
+/// the next position applied the transaction again.
+#[tokio::test]
+async fn the_position_of_a_transaction_in_pieces_is_its_end() {
+    let mut world = World::cut_at("CREATE TABLE a (id int PRIMARY KEY)", 16 << 10).await;
+    world.options.group_bytes = 32 << 10;
+    world.source.exec("INSERT INTO a SELECT generate_series(1, 5000)").await;
+    let batches = world.decoded().await;
+    assert!(batches.len() > 5, "the transaction has to come in parts");
+    let (end, target) = (end_of(&batches), crate::support::Db::connect(&world.target_url()).await);
+    let applied = world.beside(async |running| {
+        running.send(batches).await;
+        running.settled(end).await;
+        assert_eq!(target.scalar("SELECT commit_end FROM changeover.position").await, end.to_string());
+    });
+    applied.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_piece_of_a_large_transaction_that_needs_its_order_is_applied_in_order() {
     let mut world = World::cut_at("CREATE TABLE a (id int PRIMARY KEY, v int UNIQUE)", 8 << 10).await;
