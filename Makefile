@@ -48,6 +48,11 @@ campaign-crash: ## SEEDS (500) migrations under load, each struck four times at 
 	docker/setup.sh --for test
 	CHANGEOVER_SEEDS=$(or $(SEEDS),500) $(CARGO) test --locked --test live -- blows_at_named_points --nocapture
 
+.PHONY: campaign-outage
+campaign-outage: ## MIB (5120) of changes while the broker, then the target is away, with a spool that takes them and no more
+	docker/setup.sh --for test
+	CHANGEOVER_BACKLOG_MIB=$(or $(MIB),5120) $(CARGO) test --locked --test live -- outage:: --nocapture --test-threads 1
+
 .PHONY: setup
 setup: ## install what demo, tests and benchmarks need (Debian, Ubuntu)
 	docker/setup.sh --for test

@@ -9,10 +9,9 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::model::{Batch, Lsn, SinkName};
-use crate::telemetry::clock;
+use crate::telemetry::{chain, clock};
 
 use super::directory::{self, Directory};
-use super::error;
 use super::machine::{Admission, Contents, Dead, End, Limits, Log};
 use super::points::{Point, Points};
 use super::segment::{self, Run, Writer};
@@ -36,6 +35,8 @@ pub struct Options {
 const SEGMENT_BYTES: u64 = 16 << 20;
 /// How long the only reader may stand still before a full memory is written to disk.
 const READER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long it takes to see that a disk has room again.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
 /// With little disk, at least this many segments, or a cursor would have to read nearly all before anything is freed.
 const SEGMENTS_MIN: u64 = 8;
 
@@ -261,7 +262,10 @@ impl Shared {
                 continue;
             };
             run.cut_to(room);
-            log = self.spill(log, &mut writer, run)?;
+            log = match self.spill(log, &mut writer, run) {
+                Err(error @ Error::NoRoom { .. }) => self.wait_for_disk(&error)?,
+                spilled => spilled?,
+            };
             encoded = None;
         }
         log.push(batch, size_bytes);
@@ -336,7 +340,7 @@ impl Shared {
             log = self.make_room(log)?;
         }
         self.flowing(&mut log);
-        let log = self.spill(log, &mut writer, &run).map_err(error::of_durable)?;
+        let log = self.spill(log, &mut writer, &run)?;
         let end = log.durable_end();
         drop(log);
         // What is durable may leave memory: that is what an appender waits for.
@@ -344,7 +348,17 @@ impl Shared {
         Ok(end.map(|end| end.through))
     }
 
-    /// There is neither memory nor disk: frees what may be freed, or waits until something changes.
+    /// Somebody else has filled the disk: no other than a spool that is full.
+    fn wait_for_disk(&self, error: &Error) -> Result<MutexGuard<'_, Log>, Error> {
+        let mut log = self.lock();
+        if log.mark_full(clock::unix_us()) {
+            warn!(error = chain(error), "spool full: the stream waits until there is room on the disk again");
+        }
+        self.make_room(log)
+    }
+
+    /// There is neither memory nor disk: frees what may be freed, or waits until something changes, but not for long: room
+    /// on a disk comes back unheard.
     fn make_room<'a>(&'a self, mut log: MutexGuard<'a, Log>) -> Result<MutexGuard<'a, Log>, Error> {
         if log.forget() {
             warn!("a transaction is larger than the spool: a sink that fails during it makes the stream start over");
@@ -354,7 +368,8 @@ impl Shared {
         let dead = log.take_dead_segments();
         if dead.segments.is_empty() {
             self.held_up(&mut log);
-            return Ok(self.wait(log));
+            let waited = self.changed.wait_timeout(log, DISK_PATIENCE);
+            return Ok(waited.unwrap_or_else(PoisonError::into_inner).0);
         }
         drop(log);
         self.remove_segments(dead)?;

@@ -1,7 +1,7 @@
 //! What can go wrong with the log. Paths and positions only: never row values.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::model::{Disposition, Lsn, SinkName};
 
@@ -54,6 +54,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// A write that failed. A disk, quota or file size that is used up is waited for.
+    pub(super) fn write(path: &Path, source: io::Error) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let path = path.to_owned();
+        match source.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => Self::NoRoom { path, source },
+            _ => Self::Write { path, source },
+        }
+    }
+
     pub fn disposition(&self) -> Disposition {
         let halt = |hint: &str| Disposition::Halt { hint: hint.to_owned() };
         match self {
@@ -108,15 +118,6 @@ impl Error {
             | Self::Ended => Disposition::Retry,
         }
     }
-}
-
-/// The same as an error of a durable log, which goes on by itself once there is room.
-pub(super) fn of_durable(error: Error) -> Error {
-    if let Error::Write { path, source } = error {
-        let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        return if full { Error::NoRoom { path, source } } else { Error::Write { path, source } };
-    }
-    error
 }
 
 /// What stays as it is until somebody does something about it.

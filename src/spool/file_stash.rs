@@ -124,7 +124,7 @@ impl Kept {
         shared.take_stash_room(bytes)?;
         let spill = self.spill.get_or_insert_with(|| Spill::new(shared));
         spill.bytes += bytes;
-        let failed = |source| Error::Write { path: spill.path.clone(), source };
+        let failed = |source| Error::write(&spill.path, source);
         let mut file = File::options().create(true).append(true).open(&spill.path).map_err(failed)?;
         for block in self.blocks.drain(..) {
             block::write_block(&mut file, &block).map_err(failed)?;

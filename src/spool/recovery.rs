@@ -88,7 +88,7 @@ impl Found {
                 // What a killed process wrote is in the kernel's memory, and not yet on the disk.
                 file.sync_all()
             });
-            cut.map_err(|source| Error::Write { path, source })?;
+            cut.map_err(|source| Error::write(&path, source))?;
         }
         directory.sync()
     }

@@ -99,18 +99,18 @@ impl Writer {
     pub(super) fn create(number: u64, path: PathBuf) -> Result<Self, Error> {
         match File::options().write(true).create(true).truncate(true).open(&path) {
             Ok(file) => Ok(Self { number, path, file }),
-            Err(source) => Err(Error::Write { path, source }),
+            Err(source) => Err(Error::write(&path, source)),
         }
     }
 
     pub(super) fn append(&mut self, run: &Run) -> Result<(), Error> {
-        self.file.write_all(&run.bytes).map_err(|source| Error::Write { path: self.path.clone(), source })
+        self.file.write_all(&run.bytes).map_err(|source| Error::write(&self.path, source))
     }
 
     /// Everything appended survives a power loss from here on. After an error nothing may be believed of what was
     /// appended since the last time: the kernel forgets a failed write-back once it has told of it.
     pub(super) fn sync(&self) -> Result<(), Error> {
-        self.file.sync_data().map_err(|source| Error::Write { path: self.path.clone(), source })
+        self.file.sync_data().map_err(|source| Error::write(&self.path, source))
     }
 }
 

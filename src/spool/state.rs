@@ -59,7 +59,7 @@ impl StateFile {
     /// Durable when it returns, name included.
     pub(super) fn create(directory: &Directory, state: State) -> Result<Self, Error> {
         let path = directory.state();
-        let failed = |source| Error::Write { path: path.clone(), source };
+        let failed = |source| Error::write(&path, source);
         let draft = path.with_extension("new");
         let mut content = vec![0; SLOT_BYTES * SLOTS];
         content[..SLOT_BYTES].copy_from_slice(&slot(0, &state));
@@ -104,7 +104,7 @@ impl StateFile {
         let generation = self.generation + 1;
         let offset = (generation % SLOTS as u64) * SLOT_BYTES as u64;
         let written = self.file.write_all_at(&slot(generation, &state), offset).and_then(|()| self.file.sync_data());
-        written.map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        written.map_err(|source| Error::write(&self.path, source))?;
         (self.generation, self.state) = (generation, state);
         Ok(())
     }

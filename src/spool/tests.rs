@@ -97,6 +97,37 @@ fn a_cursor_joins_where_another_stands_and_holds_what_follows() {
 }
 
 #[test]
+fn a_disk_that_somebody_else_filled_holds_the_appender_up_until_it_has_room() {
+    let dir = TempDir::new();
+    let options = Options {
+        dir: dir.path().to_owned(),
+        memory_bytes: size(1000),
+        disk_bytes: 1 << 20,
+        sinks: vec![SinkName::Target, SinkName::Kafka],
+    };
+    let spool = Spool::open(options).unwrap();
+    let mut cursors = [SinkName::Target, SinkName::Kafka].map(|sink| spool.cursor(sink));
+    let segment = dir.path().join(format!("changeover-segment-{:016x}.spool", 0));
+    std::os::unix::fs::symlink("/dev/full", &segment).unwrap();
+    spool.append(batch(0, 1000)).unwrap();
+    thread::scope(|scope| {
+        let appending = scope.spawn(|| spool.append(batch(1, 1000)));
+        while !spool.usage().full() {
+            thread::yield_now();
+        }
+        assert!(!appending.is_finished());
+        std::fs::remove_file(&segment).unwrap();
+        appending.join().unwrap().unwrap();
+    });
+    assert!(!spool.usage().full());
+    for cursor in &mut cursors {
+        for seq in 0..2 {
+            assert_eq!(*cursor.next_blocking().unwrap().unwrap(), batch(seq, 1000));
+        }
+    }
+}
+
+#[test]
 fn a_full_log_holds_the_appender_up_until_the_slowest_cursor_frees_room() {
     let dir = TempDir::new();
     let spool = open(&dir, 4 * size(1000), 0, &BOTH);

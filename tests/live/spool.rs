@@ -13,27 +13,27 @@ use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, each_committed, to
 
 /// Random digits: nothing compresses them. Rows come, and most go with the next transaction, so that the tables stay small
 /// while the log grows.
-const SCHEMA: &str = "
+pub(super) const SCHEMA: &str = "
     CREATE TABLE wide (id bigint PRIMARY KEY, body text NOT NULL);
     ALTER TABLE wide ALTER COLUMN body SET STORAGE PLAIN;";
 const BODIES: u64 = 500;
 const BODY_BYTES: u64 = 7000;
 /// Rows of one transaction.
-const ROWS: u64 = 100;
+pub(super) const ROWS: u64 = 100;
 /// Of so many rows one stays.
-const STAYS: u64 = 50;
+pub(super) const STAYS: u64 = 50;
 /// What one transaction writes to the log at least.
-const TRANSACTION_BYTES: u64 = ROWS * BODY_BYTES;
+pub(super) const TRANSACTION_BYTES: u64 = ROWS * BODY_BYTES;
 
 const RETAINED_BYTES_MAX: u64 = 256 << 20;
 /// The writer waits while this much is retained: what blue writes faster than a debug build decodes is no finding.
 const RETAINED_BYTES_PACE: u64 = 128 << 20;
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// Of the daemon: the budget, and what a debug build is itself.
 const RESIDENT_BYTES_MAX: u64 = 400 << 20;
 
 /// What the rows are made of, outside the migration.
-async fn prepare_bodies(db: &Db) {
+pub(super) async fn prepare_bodies(db: &Db) {
     let digits = format!("substr(string_agg(md5(random()::text), ''), 1, {BODY_BYTES})");
     db.exec(&format!(
         "CREATE SCHEMA apart;
@@ -49,19 +49,23 @@ async fn retained(db: &Db) -> u64 {
     db.scalar(sql).await.parse().unwrap()
 }
 
+pub(super) async fn write_one(db: &Db, number: u64) {
+    let (first, last) = (number * ROWS, number * ROWS + ROWS - 1);
+    db.exec(&format!(
+        "BEGIN;
+         INSERT INTO wide SELECT id, body FROM generate_series({first}, {last}) id JOIN apart.bodies ON n = id % {BODIES};
+         DELETE FROM wide WHERE id BETWEEN {first} - {ROWS} AND {first} - 1 AND id % {STAYS} <> 0;
+         COMMIT"
+    ))
+    .await;
+}
+
 /// Blue's clients: one transaction after the other, with checkpoints between. Returns the most that blue had to keep for
 /// the slot.
 async fn write(db: &Db, transactions: std::ops::Range<u64>, daemon: &mut Daemon) -> u64 {
     let mut most = 0;
     for number in transactions {
-        let (first, last) = (number * ROWS, number * ROWS + ROWS - 1);
-        db.exec(&format!(
-            "BEGIN;
-             INSERT INTO wide SELECT id, body FROM generate_series({first}, {last}) id JOIN apart.bodies ON n = id % {BODIES};
-             DELETE FROM wide WHERE id BETWEEN {first} - {ROWS} AND {first} - 1 AND id % {STAYS} <> 0;
-             COMMIT"
-        ))
-        .await;
+        write_one(db, number).await;
         if number % 16 != 0 {
             continue;
         }
@@ -83,13 +87,13 @@ async fn write(db: &Db, transactions: std::ops::Range<u64>, daemon: &mut Daemon)
     most
 }
 
-fn resident_bytes(daemon: &mut Daemon) -> u64 {
+pub(super) fn resident_bytes(daemon: &mut Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid().unwrap())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-async fn drain(source: &Db, daemon: &mut Daemon) {
+pub(super) async fn drain(source: &Db, daemon: &mut Daemon) {
     let end: changeover::model::Lsn = source.scalar("SELECT pg_current_wal_flush_lsn()").await.parse().unwrap();
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -103,7 +107,7 @@ async fn drain(source: &Db, daemon: &mut Daemon) {
     }
 }
 
-async fn assert_equal(source: &Db, target: &Db, transactions: u64) {
+pub(super) async fn assert_equal(source: &Db, target: &Db, transactions: u64) {
     let (left, right) = (source.rows("wide").await, target.rows("wide").await);
     assert_eq!((left.len(), right.len() as u64), (right.len(), transactions * 2 + ROWS - 2));
     assert!(left == right, "the rows differ");
@@ -169,10 +173,10 @@ async fn a_copy_held_while_two_gigabytes_are_written_keeps_nothing_on_blue() {
 }
 
 /// Per row what the stream told, in order: `c` for its creation, `d` for its end.
-fn told(prefix: &str) -> BTreeMap<u64, String> {
+pub(super) fn told(bootstrap: &str, prefix: &str) -> BTreeMap<u64, String> {
     let topic = format!("{prefix}.public.wide");
     let mut told: BTreeMap<u64, String> = BTreeMap::new();
-    each_committed(&bootstrap(), prefix, |record| {
+    each_committed(bootstrap, prefix, |record| {
         // A tombstone follows its delete.
         let Some(value) = record.value.filter(|_| record.topic == topic) else { return };
         let value: Value = serde_json::from_slice(&value).unwrap();
@@ -211,7 +215,7 @@ async fn a_target_that_is_down_while_a_gigabyte_is_written_keeps_nothing_on_blue
     assert!(kept.iter().all(|kept| *kept < RETAINED_BYTES_MAX), "blue kept {kept:?}");
     drain(&source, &mut daemon).await;
     assert_equal(&source, &pair.target.connect().await, count).await;
-    let told = told(&prefix);
+    let told = told(&bootstrap(), &prefix);
     assert_eq!(told.len() as u64, count * ROWS);
     for (id, events) in told {
         let stays = id % STAYS == 0 || id >= (count - 1) * ROWS;

@@ -43,8 +43,21 @@ impl Daemon {
 
     /// Starts it after [`kill`](Self::kill) or [`terminate`](Self::terminate), with the same configuration and spool.
     pub fn start_again(&mut self) {
+        let command = self.workspace.command(binary());
+        self.launch(command);
+    }
+
+    /// Starts it so that none of its files can grow beyond so many bytes, until `prlimit` says otherwise.
+    pub fn start_limited(&mut self, file_bytes_max: u64) {
+        let mut command = self.workspace.command("prlimit");
+        // Ignored, the signal leaves the error to be seen.
+        let run = "trap '' XFSZ; exec \"$0\" \"$@\"";
+        command.arg(format!("--fsize={file_bytes_max}:")).args(["sh", "-c", run]).arg(binary());
+        self.launch(command);
+    }
+
+    fn launch(&mut self, mut command: Command) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = self.workspace.command(binary());
         command.arg("run").arg("--config").arg(&self.config).stderr(log);
         forget_settings(&mut command);
         command.env("CHANGEOVER_POINTS", self.points_dir());
