@@ -164,7 +164,7 @@ fn relation(oid: u32, name: &str, columns: &str, key: &str) -> Arc<Relation> {
     };
     let columns = columns.split(' ').map(column).collect();
     let name = TableName::new("public", name);
-    Arc::new(Relation { oid, name, identity: ReplicaIdentity::Default, columns })
+    Arc::new(Relation { oid, name, identity: ReplicaIdentity::Default, binary: false, columns })
 }
 
 /// NULL is written as `\N`.

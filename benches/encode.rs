@@ -78,6 +78,7 @@ fn batch_of(columns: &Columns<'_>) -> Batch {
         type_name: None,
     };
     let relation = Relation {
+        binary: false,
         oid: 16_384,
         name: TableName::new("public", "item"),
         identity: ReplicaIdentity::Default,

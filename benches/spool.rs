@@ -122,6 +122,7 @@ fn cpu_seconds() -> f64 {
 fn batch(seq: u64, row_bytes: usize) -> Batch {
     let column = Column { name: "a".to_owned(), type_oid: 25, type_modifier: -1, in_identity: true, type_name: None };
     let relation = Relation {
+        binary: false,
         oid: 16384,
         name: TableName::new("public", "items"),
         identity: ReplicaIdentity::Default,

@@ -47,6 +47,8 @@ mod publish;
 mod migrate;
 #[path = "live/spool.rs"]
 mod spool;
+#[path = "live/backlog.rs"]
+mod backlog;
 #[path = "live/outage.rs"]
 mod outage;
 #[path = "live/throttle.rs"]

@@ -131,7 +131,7 @@ WITH RECURSIVE base AS (
     WHERE domain.typtype = 'd'
 )
 SELECT a.attname::text AS name, a.attgenerated <> '' AS generated, a.attidentity = 'a' AS identity_always,
-       n.nspname::text AS type_schema, t.typname::text AS type_name,
+       n.nspname::text AS type_schema, t.typname::text AS type_name, t.oid AS type_oid,
        n.nspname <> 'pg_catalog' AND EXISTS (
            SELECT FROM pg_catalog.pg_cast
            WHERE castsource = 'pg_catalog.text'::regtype AND casttarget = t.oid AND castmethod = 'f') AS by_bpchar,
@@ -188,6 +188,7 @@ fn column_of(row: &Row) -> ColumnFacts {
         generated: row.get("generated"),
         column: Arc::new(ColumnSql {
             quoted: quote_identifier(&name),
+            type_oid: row.get("type_oid"),
             cast: if by_bpchar { format!("::pg_catalog.bpchar{to_type}") } else { to_type },
             equals: format!("OPERATOR({}.=)", quote_identifier(operator_schema.unwrap_or("pg_catalog"))),
             indexable: row.get("indexable"),

@@ -5,7 +5,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::model::{Datum, Tuple};
+use crate::model::{Column, Datum, Tuple, binary};
 
 /// `pg_type.oid` of what our parameters are.
 pub(super) const TEXT: u32 = 25;
@@ -17,7 +17,7 @@ pub(super) const TIMESTAMPTZ: u32 = 1184;
 /// Why a row cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unwritable {
-    /// A value came in its type's binary form, which none of our statements takes.
+    /// A value came in a binary form that its type's send function does not write.
     Binary,
     /// A value did not come: an UPDATE that moved the row into the publication's row filter left it as it was
     /// (PITFALLS 8 and 10), and under another replica identity than FULL the stream does not carry it.
@@ -56,17 +56,19 @@ impl Columns {
         self.rows = 0;
     }
 
-    /// Adds the values of `tuple` at the columns that `wanted` says, from array `first` on. Returns the next array.
+    /// Adds the values of `tuple`, whose columns are `described`, at those that `wanted` says, from array `first` on. Returns
+    /// the next array.
     pub(super) fn add(
         &mut self,
         tuple: &Tuple,
+        described: &[Column],
         first: usize,
         mut wanted: impl FnMut(usize) -> bool,
     ) -> Result<usize, Unwritable> {
         let mut next = first;
-        for (at, datum) in tuple.iter().enumerate() {
+        for (at, (datum, column)) in tuple.iter().zip(described).enumerate() {
             if wanted(at) {
-                self.columns[next].push(datum)?;
+                self.columns[next].push(datum, column.type_oid)?;
                 next += 1;
             }
         }
@@ -105,7 +107,7 @@ impl Columns {
 }
 
 impl Elements {
-    fn push(&mut self, datum: Datum<'_>) -> Result<(), Unwritable> {
+    fn push(&mut self, datum: Datum<'_>, type_oid: u32) -> Result<(), Unwritable> {
         match datum {
             Datum::Text(value) => {
                 self.bytes.put_u32(u32::try_from(value.len()).expect("PostgreSQL limits a value to 1 GB"));
@@ -115,8 +117,14 @@ impl Elements {
                 self.bytes.put_i32(-1);
                 self.has_null = true;
             }
+            Datum::Binary(value) => {
+                let start = self.bytes.len();
+                self.bytes.put_u32(0);
+                binary::write_text(type_oid, value, &mut self.bytes).map_err(|_| Unwritable::Binary)?;
+                let length = u32::try_from(self.bytes.len() - start - 4).expect("PostgreSQL limits a value to 1 GB");
+                self.bytes[start..start + 4].copy_from_slice(&length.to_be_bytes());
+            }
             Datum::Unchanged => return Err(Unwritable::Unchanged),
-            Datum::Binary(_) => return Err(Unwritable::Binary),
         }
         Ok(())
     }
@@ -179,8 +187,38 @@ pub(super) fn put_null(out: &mut BytesMut) {
 /// How much of the rows one CopyData message holds: large enough that its header is nothing.
 const COPY_MESSAGE_BYTES: usize = 64 << 10;
 
-/// CopyData messages with the rows in COPY's text format, then CopyDone ("File Formats" under COPY).
-pub(super) fn copy_rows<'a>(out: &mut BytesMut, rows: impl Iterator<Item = &'a Tuple>) -> Result<(), Unwritable> {
+/// CopyData messages with the rows, whose columns are `described`, in COPY's text format, then CopyDone ("File Formats" under
+/// COPY).
+pub(super) fn copy_rows<'a>(
+    out: &mut BytesMut,
+    rows: impl Iterator<Item = &'a Tuple>,
+    described: &[Column],
+) -> Result<(), Unwritable> {
+    copy_messages(out, rows, |out, row| copy_row(out, row, described))?;
+    message(out, b'c', |_| {});
+    Ok(())
+}
+
+/// The same in COPY's binary format, from values that all came so.
+pub(super) fn copy_rows_binary<'a>(
+    out: &mut BytesMut,
+    rows: impl Iterator<Item = &'a Tuple>,
+) -> Result<(), Unwritable> {
+    /// Signature, no flags, no extension.
+    const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+    const TRAILER: i16 = -1;
+    message(out, b'd', |out| out.put_slice(HEADER));
+    copy_messages(out, rows, copy_row_binary)?;
+    message(out, b'd', |out| out.put_i16(TRAILER));
+    message(out, b'c', |_| {});
+    Ok(())
+}
+
+fn copy_messages<'a>(
+    out: &mut BytesMut,
+    rows: impl Iterator<Item = &'a Tuple>,
+    write: impl Fn(&mut BytesMut, &Tuple) -> Result<(), Unwritable>,
+) -> Result<(), Unwritable> {
     let mut rows = rows.peekable();
     while rows.peek().is_some() {
         let mut written = Ok(());
@@ -188,28 +226,47 @@ pub(super) fn copy_rows<'a>(out: &mut BytesMut, rows: impl Iterator<Item = &'a T
             let start = out.len();
             while written.is_ok() && out.len() - start < COPY_MESSAGE_BYTES {
                 let Some(row) = rows.next() else { break };
-                written = copy_row(out, row);
+                written = write(out, row);
             }
         });
         written?;
     }
-    message(out, b'c', |_| {});
     Ok(())
 }
 
-fn copy_row(out: &mut BytesMut, row: &Tuple) -> Result<(), Unwritable> {
-    for (at, datum) in row.iter().enumerate() {
+fn copy_row(out: &mut BytesMut, row: &Tuple, described: &[Column]) -> Result<(), Unwritable> {
+    for (at, (datum, column)) in row.iter().zip(described).enumerate() {
         if at > 0 {
             out.put_u8(b'\t');
         }
         match datum {
             Datum::Null => out.put_slice(b"\\N"),
             Datum::Text(value) => copy_value(out, value),
+            Datum::Binary(value) => {
+                let mut text = Vec::with_capacity(value.len());
+                binary::write_text(column.type_oid, value, &mut text).map_err(|_| Unwritable::Binary)?;
+                copy_value(out, &text);
+            }
             Datum::Unchanged => return Err(Unwritable::Unchanged),
-            Datum::Binary(_) => return Err(Unwritable::Binary),
         }
     }
     out.put_u8(b'\n');
+    Ok(())
+}
+
+fn copy_row_binary(out: &mut BytesMut, row: &Tuple) -> Result<(), Unwritable> {
+    out.put_u16(u16::try_from(row.column_count()).expect("a table has at most 1,600 columns"));
+    for datum in row.iter() {
+        match datum {
+            Datum::Null => out.put_i32(-1),
+            Datum::Binary(value) => {
+                out.put_u32(u32::try_from(value.len()).expect("PostgreSQL limits a value to 1 GB"));
+                out.put_slice(value);
+            }
+            Datum::Text(_) => return Err(Unwritable::Binary),
+            Datum::Unchanged => return Err(Unwritable::Unchanged),
+        }
+    }
     Ok(())
 }
 
@@ -259,13 +316,40 @@ fn put_string(out: &mut BytesMut, text: &str) {
 mod tests {
     use super::super::key::tests::tuple;
     use super::*;
+    use crate::model::TupleBuilder;
+
+    fn described(count: usize) -> Vec<Column> {
+        let column =
+            Column { name: "c".to_owned(), type_oid: 23, type_modifier: -1, in_identity: false, type_name: None };
+        vec![column; count]
+    }
+
+    fn binary_row() -> Tuple {
+        let mut builder = TupleBuilder::default();
+        builder.push(Datum::Binary(&[0, 0, 0, 7])).push(Datum::Null);
+        builder.finish()
+    }
+
+    #[test]
+    fn binary_values_travel_as_they_are_or_as_their_text() {
+        let mut out = BytesMut::new();
+        copy_row_binary(&mut out, &binary_row()).unwrap();
+        assert_eq!(out[..], [0, 2, 0, 0, 0, 4, 0, 0, 0, 7, 255, 255, 255, 255]);
+        out.clear();
+        copy_row(&mut out, &binary_row(), &described(2)).unwrap();
+        assert_eq!(out[..], b"7\t\\N\n"[..]);
+        let mut columns = Columns::default();
+        columns.start(2);
+        columns.add(&binary_row(), &described(2), 0, |_| true).unwrap();
+        assert_eq!(columns.columns[0].bytes, [0, 0, 0, 1, b'7']);
+    }
 
     #[test]
     fn a_column_becomes_a_binary_array_of_text() {
         let mut columns = Columns::default();
         columns.start(1);
         for row in [["1", "ab"], ["2", "-"]] {
-            columns.add(&tuple(&row), 0, |at| at == 1).unwrap();
+            columns.add(&tuple(&row), &described(2), 0, |at| at == 1).unwrap();
             columns.end_row();
         }
         let mut out = BytesMut::new();
@@ -281,7 +365,7 @@ mod tests {
     #[test]
     fn copy_escapes_what_would_end_a_value() {
         let mut out = BytesMut::new();
-        copy_row(&mut out, &tuple(&["a\tb\\\n\r", "-", "\\N", ""])).unwrap();
+        copy_row(&mut out, &tuple(&["a\tb\\\n\r", "-", "\\N", ""]), &described(4)).unwrap();
         assert_eq!(out[..], b"a\\tb\\\\\\n\\r\t\\N\t\\\\N\t\n"[..]);
     }
 
@@ -289,7 +373,7 @@ mod tests {
     fn messages_carry_their_length() {
         let mut out = BytesMut::new();
         sync(&mut out);
-        copy_rows(&mut out, [tuple(&["1"])].iter()).unwrap();
+        copy_rows(&mut out, [tuple(&["1"])].iter(), &described(1)).unwrap();
         assert_eq!(out[..], b"S\0\0\0\x04d\0\0\0\x061\nc\0\0\0\x04"[..]);
     }
 }

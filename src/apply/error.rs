@@ -58,7 +58,7 @@ pub enum Error {
     ActingConstraint { table: TableName, constraint: String },
     #[error("apply a change of {table}: the stream carries no replica identity for it")]
     NoIdentity { table: TableName },
-    #[error("apply a change of {table}: its values came in binary form")]
+    #[error("apply a change of {table}: a value came in a form that its type does not have")]
     BinaryValue { table: TableName },
     #[error("read {what} of the migration {migration} from the state on the target")]
     MalformedState { migration: String, what: &'static str },
@@ -105,7 +105,9 @@ impl Error {
             Self::NoIdentity { table } => Disposition::Halt {
                 hint: format!("ALTER TABLE {} REPLICA IDENTITY FULL on the source", table.quoted()),
             },
-            Self::BinaryValue { .. } => halt("start the stream without the option binary"),
+            Self::BinaryValue { .. } => {
+                halt("nothing of it was applied: report it with the source's version and the columns' types")
+            }
             Self::MalformedState { .. } => halt("`changeover abort` removes the state, `changeover run` starts anew"),
             Self::Divided => Disposition::Retry,
             Self::Incomplete { table } => Disposition::Halt {

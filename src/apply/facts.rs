@@ -37,6 +37,8 @@ pub(super) struct ColumnFacts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ColumnSql {
     pub(super) quoted: String,
+    /// Of the base type under any domains.
+    pub(super) type_oid: u32,
     pub(super) cast: String,
     pub(super) equals: String,
     pub(super) indexable: bool,
@@ -62,11 +64,20 @@ pub(super) fn table_of(
         isolated: !facts.acts,
         sortable: facts.exclusive_count <= 1,
         copies: !facts.refuses_copy,
+        binary_copy: relation.binary && has_same_types(relation, facts),
         partitioned: facts.partitioned,
         handover,
         after: None,
         relation: Arc::clone(relation),
         target,
+    })
+}
+
+/// Text becomes any type; binary forms are the type's own.
+fn has_same_types(relation: &Relation, facts: &Facts) -> bool {
+    relation.columns.iter().all(|column| {
+        let found = facts.columns.iter().find(|found| found.name == column.name);
+        found.is_some_and(|found| found.column.type_oid == column.type_oid)
     })
 }
 
@@ -126,7 +137,7 @@ pub(super) mod tests {
             type_name: None,
         };
         let columns = columns.iter().map(column).collect();
-        Arc::new(Relation { oid: 1, name: TableName::new("public", "t"), identity, columns })
+        Arc::new(Relation { oid: 1, name: TableName::new("public", "t"), identity, binary: false, columns })
     }
 
     pub(crate) fn facts(columns: &[&str], keys: &[&[&str]]) -> Facts {
@@ -135,6 +146,7 @@ pub(super) mod tests {
             generated: false,
             column: Arc::new(ColumnSql {
                 quoted: format!("\"{name}\""),
+                type_oid: 25,
                 cast: "::text".to_owned(),
                 equals: "OPERATOR(pg_catalog.=)".to_owned(),
                 indexable: true,

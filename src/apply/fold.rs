@@ -21,6 +21,8 @@ pub(super) struct Layers {
     open: HashMap<u32, usize>,
     /// The last layer of a table that is not isolated.
     last_in_place: Option<usize>,
+    /// Whether the newest change came in binary form: a key is not the same bytes in both.
+    binary: bool,
     scratch: Vec<u8>,
 }
 
@@ -93,6 +95,10 @@ impl Layers {
 
     /// Adds a row change. `folding` is whether the table's changes may be folded to their net effect.
     pub(super) fn row(&mut self, table: &Arc<Table>, change: RowChange, folding: bool) -> Result<(), NoIdentity> {
+        if self.binary != table.relation.binary {
+            self.binary = table.relation.binary;
+            self.close();
+        }
         match &table.key {
             RowKey::Columns(columns) => {
                 let keyed = in_terms_of(table, columns, change)?;
@@ -108,8 +114,13 @@ impl Layers {
     }
 
     pub(super) fn truncate(&mut self, truncate: Truncate) {
-        self.open.clear();
+        self.close();
         self.list.push(Layer::Truncate(truncate));
+    }
+
+    /// What follows keeps its place behind everything so far.
+    fn close(&mut self) {
+        self.open.clear();
         self.last_in_place = None;
     }
 

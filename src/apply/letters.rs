@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::model::{Change, ChangeKind, Datum, Transaction, Tuple};
+use crate::model::{Change, ChangeKind, Datum, Transaction, Tuple, binary};
 use crate::wire::ServerError;
 
 use super::encode::{self, TEXT};
@@ -94,7 +94,14 @@ fn json(row: &Tuple, table: &Table) -> String {
         let value = match datum {
             Datum::Null => Value::Null,
             Datum::Text(text) => Value::String(String::from_utf8_lossy(text).into_owned()),
-            Datum::Unchanged | Datum::Binary(_) => continue,
+            Datum::Binary(value) => {
+                let mut text = Vec::new();
+                match binary::write_text(column.type_oid, value, &mut text) {
+                    Ok(()) => Value::String(String::from_utf8_lossy(&text).into_owned()),
+                    Err(_malformed) => continue,
+                }
+            }
+            Datum::Unchanged => continue,
         };
         object.insert(column.name.clone(), value);
     }

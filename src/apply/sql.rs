@@ -17,6 +17,8 @@ pub(super) enum Shape {
     Insert,
     /// `COPY … FROM STDIN`: no parameters.
     Copy,
+    /// The same in binary format.
+    CopyBinary,
     /// An array for each of [`update_columns`], then the count.
     Update(Present),
     /// An array for each key column of the old rows, then one for each value present in the new, then the count.
@@ -33,7 +35,8 @@ pub(super) enum Shape {
 pub(super) fn text_of(table: &Table, shape: &Shape) -> String {
     match shape {
         Shape::Insert => insert(table),
-        Shape::Copy => copy(table),
+        Shape::Copy => copy(table, ""),
+        Shape::CopyBinary => copy(table, " (FORMAT binary)"),
         Shape::Update(present) => update(table, present),
         Shape::Move(present) => move_rows(table, present),
         Shape::Delete => delete(table),
@@ -89,9 +92,9 @@ fn insert(table: &Table) -> String {
     )
 }
 
-fn copy(table: &Table) -> String {
+fn copy(table: &Table, format: &str) -> String {
     let columns = if table.columns.is_empty() { String::new() } else { format!(" ({})", column_list(table)) };
-    format!("COPY {}{columns} FROM STDIN", table.target.quoted())
+    format!("COPY {}{columns} FROM STDIN{format}", table.target.quoted())
 }
 
 fn update(table: &Table, present: &Present) -> String {

@@ -78,7 +78,7 @@ impl Target {
         let count = table.columns.len();
         self.columns.start(count);
         for row in rows {
-            self.columns.add(row, 0, |_| true).map_err(|why| unwritable(table, why))?;
+            self.columns.add(row, &table.relation.columns, 0, |_| true).map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
         let name = self.shape(script, table, Shape::Insert, || vec![TEXT_ARRAY; count]);
@@ -88,9 +88,16 @@ impl Target {
     }
 
     fn copy<L>(&mut self, script: &mut Script<L>, table: &Table, rows: &[&Tuple], label: L) -> Result<(), Error> {
-        let name = self.shape(script, table, Shape::Copy, Vec::new);
+        let shape = if table.binary_copy { Shape::CopyBinary } else { Shape::Copy };
+        let name = self.shape(script, table, shape, Vec::new);
         encode::bind_execute(&mut script.out, &name, 0, |_| {});
-        encode::copy_rows(&mut script.out, rows.iter().copied()).map_err(|why| unwritable(table, why))?;
+        let rows = rows.iter().copied();
+        let written = if table.binary_copy {
+            encode::copy_rows_binary(&mut script.out, rows)
+        } else {
+            encode::copy_rows(&mut script.out, rows, &table.relation.columns)
+        };
+        written.map_err(|why| unwritable(table, why))?;
         script.labels.push(label);
         Ok(())
     }
@@ -109,7 +116,7 @@ impl Target {
         let used = sql::update_columns(table, present);
         self.columns.start(used.iter().filter(|used| **used).count());
         for row in rows {
-            self.columns.add(row, 0, |at| used[at]).map_err(|why| unwritable(table, why))?;
+            self.columns.add(row, &table.relation.columns, 0, |at| used[at]).map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
         self.counted(script, table, Shape::Update(present.clone()), rows.len(), label);
@@ -128,8 +135,13 @@ impl Target {
         let set = (0..table.columns.len()).filter(|at| present.has(*at)).count();
         self.columns.start(key.len() + set);
         for (old, new) in rows {
-            let next = self.columns.add(old, 0, |at| key.contains(&at)).map_err(|why| unwritable(table, why))?;
-            self.columns.add(new, next, |at| present.has(at)).map_err(|why| unwritable(table, why))?;
+            let next = self
+                .columns
+                .add(old, &table.relation.columns, 0, |at| key.contains(&at))
+                .map_err(|why| unwritable(table, why))?;
+            self.columns
+                .add(new, &table.relation.columns, next, |at| present.has(at))
+                .map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
         self.counted(script, table, Shape::Move(present.clone()), rows.len(), label);
@@ -143,7 +155,9 @@ impl Target {
         let key = sql::key_columns(table);
         self.columns.start(key.len());
         for row in rows {
-            self.columns.add(row, 0, |at| key.contains(&at)).map_err(|why| unwritable(table, why))?;
+            self.columns
+                .add(row, &table.relation.columns, 0, |at| key.contains(&at))
+                .map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
         self.counted(script, table, Shape::Delete, rows.len(), label);
@@ -164,8 +178,11 @@ impl Target {
             return Ok(());
         }
         self.columns.start(nulls.iter().filter(|null| !**null).count() + set);
-        let next = self.columns.add(old, 0, |at| !nulls[at]).map_err(|why| unwritable(table, why))?;
-        self.columns.add(new, next, |at| present.has(at)).map_err(|why| unwritable(table, why))?;
+        let next =
+            self.columns.add(old, &table.relation.columns, 0, |at| !nulls[at]).map_err(|why| unwritable(table, why))?;
+        self.columns
+            .add(new, &table.relation.columns, next, |at| present.has(at))
+            .map_err(|why| unwritable(table, why))?;
         self.counted_one(script, table, Shape::UpdateOne { present, nulls }, label);
         Ok(())
     }
@@ -173,7 +190,7 @@ impl Target {
     fn delete_one<L>(&mut self, script: &mut Script<L>, table: &Table, old: &Tuple, label: L) -> Result<(), Error> {
         let nulls = nulls_of(old);
         self.columns.start(nulls.iter().filter(|null| !**null).count());
-        self.columns.add(old, 0, |at| !nulls[at]).map_err(|why| unwritable(table, why))?;
+        self.columns.add(old, &table.relation.columns, 0, |at| !nulls[at]).map_err(|why| unwritable(table, why))?;
         self.counted_one(script, table, Shape::DeleteOne { nulls }, label);
         Ok(())
     }

@@ -21,6 +21,8 @@ pub(super) struct Table {
     pub(super) sortable: bool,
     /// COPY FROM is refused under row security and passes rules by.
     pub(super) copies: bool,
+    /// Its values come in binary form, and the target's columns have the same types: COPY takes them as they are.
+    pub(super) binary_copy: bool,
     /// Its rows live in partitions: no ONLY.
     pub(super) partitioned: bool,
     pub(super) handover: Option<Arc<TableHandover>>,

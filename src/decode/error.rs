@@ -38,6 +38,10 @@ pub enum Error {
     NotResent { expected: Lsn, found: Lsn },
     #[error("go on with the transaction committed at {commit} after {emitted} changes: this time it has only {found}")]
     Diverged { commit: Lsn, emitted: u64, found: u64 },
+    #[error(
+        "take values in binary form: column {column} of {table} has the type with oid {type_oid}, which is taken as text"
+    )]
+    NoBinaryForm { table: String, column: String, type_oid: u32 },
     #[error("decode the stream")]
     Stash(#[from] StashError),
 }
@@ -80,6 +84,7 @@ impl Error {
             | Self::UnknownStream { .. }
             | Self::StreamBegunTwice { .. }
             | Self::NotResent { .. }
+            | Self::NoBinaryForm { .. }
             | Self::Diverged { .. } => false,
         }
     }
@@ -101,8 +106,10 @@ impl Error {
             Self::TwoPhase { .. } => {
                 halt("drop the slot and let changeover make its own, or make one with two_phase = false")
             }
-            // The next session does without streams: see `Decoder::takes_streams`.
-            Self::TooManyAborted { .. } | Self::AmbiguousMessages { .. } => Disposition::Retry,
+            // The next session does without: see `Decoder::takes_streams`, `Decoder::takes_binary`.
+            Self::TooManyAborted { .. } | Self::AmbiguousMessages { .. } | Self::NoBinaryForm { .. } => {
+                Disposition::Retry
+            }
             Self::NotResent { .. } | Self::Diverged { .. } => halt(
                 "the source's log is not the one this migration was reading: check that it is the same server and \
                  timeline, then restart; what was applied so far is kept",

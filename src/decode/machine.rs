@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::model::{
     Batch, Change, ChangeKind, Frame, FrameBatch, FramePayload, Lsn, Relation, Stash, StashedFrame, TransactionOrigin,
-    Tuple, Xid,
+    Tuple, Xid, binary,
 };
 
 use super::assembly::{Assembly, Open, Unfinished};
@@ -51,6 +51,9 @@ pub struct Decoder {
     awaited: Option<Unfinished>,
     proto_version: Option<u32>,
     takes_streams: bool,
+    takes_binary: bool,
+    /// Values of this session come in binary form.
+    binary: bool,
     /// Frames of this session so far.
     arrival: u64,
     counts: Counts,
@@ -87,6 +90,8 @@ impl Decoder {
             awaited: None,
             proto_version: None,
             takes_streams: true,
+            takes_binary: true,
+            binary: false,
             arrival: 0,
             counts: Counts::default(),
         }
@@ -98,11 +103,18 @@ impl Decoder {
     pub fn begin_session(&mut self, proto_version: u32) {
         assert!((1..=4).contains(&proto_version), "pgoutput has no protocol version {proto_version}");
         self.proto_version = Some(proto_version);
+        self.binary = false;
         self.state = State::Idle;
         self.shapes = Shapes::default();
         self.streams.clear();
         self.awaited = self.assembly.restart();
         self.arrival = 0;
+    }
+
+    /// The same, with values in binary form.
+    pub fn begin_binary_session(&mut self, proto_version: u32) {
+        self.begin_session(proto_version);
+        self.binary = true;
     }
 
     /// Decodes what one read of the socket held. `emit` takes each batch and may block; when this returns, everything
@@ -118,6 +130,7 @@ impl Decoder {
             self.on_frame(frame, emit).inspect_err(|interrupted| {
                 if let Interrupted::Decode(error) = interrupted {
                     self.takes_streams &= !error.is_about_streams();
+                    self.takes_binary &= !matches!(error, Error::NoBinaryForm { .. });
                 }
             })?;
         }
@@ -140,6 +153,12 @@ impl Decoder {
     /// taken this way: without streams the source keeps it until its commit and sends what became of it.
     pub fn takes_streams(&self) -> bool {
         self.takes_streams
+    }
+
+    /// Whether the next session may ask for values in binary form. False from the first table on that has a column of
+    /// which we know only the text.
+    pub fn takes_binary(&self) -> bool {
+        self.takes_binary
     }
 
     pub fn counts(&self) -> Counts {
@@ -232,7 +251,7 @@ impl Decoder {
             Message::Origin { lsn, name } => {
                 self.on_origin(arrived, TransactionOrigin { name: name.to_owned(), lsn })?
             }
-            Message::Relation(relation) => self.shapes.describe(relation, arrived.arrival, arrived.replayed),
+            Message::Relation(relation) => self.on_relation(arrived, relation)?,
             Message::Type { oid, name } => self.shapes.describe_type(oid, name),
             Message::StreamStart { top, first } => self.on_stream_start(arrived, top, first)?,
             Message::StreamStop => return Err(arrived.unexpected("outside a stream").into()),
@@ -244,6 +263,17 @@ impl Decoder {
             Message::TwoPhase => return Err(Error::TwoPhase { tag: arrived.tag()?, at: At(arrived.lsn) }.into()),
         }
         self.emit_part_when_large(emit)
+    }
+
+    fn on_relation(&mut self, arrived: Arrived<'_>, mut relation: Relation) -> Result<(), Error> {
+        relation.binary = self.binary;
+        let unknown = relation.columns.iter().find(|column| self.binary && !binary::is_known(column.type_oid));
+        if let Some(column) = unknown {
+            let (table, column, type_oid) = (relation.name.to_string(), column.name.clone(), column.type_oid);
+            return Err(Error::NoBinaryForm { table, column, type_oid });
+        }
+        self.shapes.describe(relation, arrived.arrival, arrived.replayed);
+        Ok(())
     }
 
     /// The state in which the transaction committed at `commit` is received.

@@ -198,7 +198,7 @@ fn relation(wire: &mut Wire<'_>) -> Result<Relation, Malformed> {
         _ => return Err(Malformed("an unknown replica identity")),
     };
     let columns = (0..wire.u16()?).map(|_| column(wire)).collect::<Result<_, _>>()?;
-    Ok(Relation { oid, name: TableName { schema, name }, identity, columns })
+    Ok(Relation { oid, name: TableName { schema, name }, identity, binary: false, columns })
 }
 
 fn column(wire: &mut Wire<'_>) -> Result<Column, Malformed> {

@@ -5,6 +5,7 @@
 
 mod align;
 mod batch;
+pub mod binary;
 mod change;
 mod disposition;
 mod filter;

@@ -10,6 +10,8 @@ pub struct Relation {
     pub oid: u32,
     pub name: TableName,
     pub identity: ReplicaIdentity,
+    /// Its values come in their types' binary form, which [`super::binary`] knows for every column; otherwise as text.
+    pub binary: bool,
     /// In the order of the tuples. Dropped and (before PostgreSQL 18) generated columns are absent.
     pub columns: Vec<Column>,
 }

@@ -49,11 +49,11 @@ impl Receive {
             state: self.session.clone(),
             stop: stop.clone(),
         };
-        let takes_streams = decoder.lock().await.takes_streams();
+        let options = self.options(&*decoder.lock().await);
         let mut decoding = JoinSet::new();
         let (flow, spool) = (Arc::clone(&self.flow), self.spool.clone());
         decoding.spawn_blocking(move || decode_all(&mut decoder.blocking_lock(), received, &flow, &spool));
-        let streaming = source::run(self.options(takes_streams), ports);
+        let streaming = source::run(options, ports);
         tokio::pin!(streaming);
         let (streamed, decoded) = tokio::select! {
             streamed = &mut streaming => (streamed, joined(&mut decoding).await),
@@ -67,13 +67,15 @@ impl Receive {
         Ok(())
     }
 
-    fn options(&self, takes_streams: bool) -> source::Options {
+    fn options(&self, decoder: &Decoder) -> source::Options {
         source::Options {
             endpoint: self.config.source.endpoint.clone(),
             slot: self.config.source.slot.name.clone(),
             publications: vec![self.config.source.publication.name.clone()],
             expected: Some(self.identity.clone()),
-            streaming: takes_streams,
+            streaming: decoder.takes_streams(),
+            // Records for Kafka are made from text.
+            binary: decoder.takes_binary() && self.config.kafka.is_none(),
             status_interval: STATUS_INTERVAL,
         }
     }
@@ -88,7 +90,8 @@ fn decode_all(
 ) -> Result<(), Error> {
     while let Some(parcel) = received.recv_blocking() {
         match parcel.item {
-            SourceEvent::Session { proto_version, .. } => decoder.begin_session(proto_version),
+            SourceEvent::Session { proto_version, binary: false, .. } => decoder.begin_session(proto_version),
+            SourceEvent::Session { proto_version, binary: true, .. } => decoder.begin_binary_session(proto_version),
             SourceEvent::Frames(frames) => {
                 flow.heard();
                 let handed_on = decoder.on_frames(&frames, &mut |batch| {

@@ -43,7 +43,7 @@ pub(super) fn column(name: &str, type_oid: u32, in_identity: bool) -> Column {
 }
 
 pub(super) fn relation(oid: u32, name: &str, identity: ReplicaIdentity, columns: Vec<Column>) -> Arc<Relation> {
-    Arc::new(Relation { oid, name: TableName::new("public", name), identity, columns })
+    Arc::new(Relation { oid, name: TableName::new("public", name), identity, binary: false, columns })
 }
 
 pub(super) fn tuple(values: &[Datum<'_>]) -> Tuple {

@@ -9,7 +9,7 @@ use super::Error;
 use super::run::Options;
 use super::slot::{Identified, identify_on, text};
 use super::slot_state::{SlotState, slot_state_on};
-use crate::model::{Lsn, quote_identifier, quote_literal};
+use crate::model::{Lsn, binary, quote_identifier, quote_literal};
 use crate::wire::RawConnection;
 
 /// How long another reader of the slot may stay before it counts as one: the walsender of a predecessor that died takes
@@ -25,6 +25,7 @@ pub(super) struct Admitted {
     pub(super) start: Lsn,
     pub(super) proto_version: u32,
     pub(super) streaming: bool,
+    pub(super) binary: bool,
     /// Once the stream has come this far, a new session is to take transactions before they commit.
     pub(super) renew_at: Option<Lsn>,
     /// The command that begins it.
@@ -52,8 +53,26 @@ pub(super) async fn admit(
     let may_stream = options.streaming && proto_version >= 2;
     let renew_at = Some(identified.wal_flush).filter(|end| renews && may_stream && is_backlog(start, *end));
     let streaming = may_stream && renew_at.is_none();
-    let command = start_command(options, start, identified.server_version_num, streaming);
-    Ok(Admitted { start, proto_version, streaming, renew_at, command, sender_timeout })
+    let binary = renew_at.is_some() && options.binary && all_types_known(connection, &options.publications).await?;
+    let command = start_command(options, start, identified.server_version_num, streaming, binary);
+    Ok(Admitted { start, proto_version, streaming, binary, renew_at, command, sender_timeout })
+}
+
+/// Whether every published column has a type of which we know the binary form. What the log holds may be of older
+/// columns: the decoder looks too.
+async fn all_types_known(connection: &mut RawConnection, publications: &[String]) -> Result<bool, Error> {
+    let names: Vec<String> = publications.iter().map(|name| quote_literal(name)).collect();
+    let known: Vec<String> = binary::known_types().map(|oid| oid.to_string()).collect();
+    let sql = format!(
+        "SELECT 1 FROM pg_publication_tables AS p JOIN pg_namespace AS n ON n.nspname = p.schemaname \
+         JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.tablename \
+         JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+         WHERE p.pubname IN ({}) AND a.atttypid NOT IN ({}) LIMIT 1",
+        names.join(", "),
+        known.join(", ")
+    );
+    let found = connection.simple_query(&sql).await.map_err(Error::wire("read the types of the published columns"))?;
+    Ok(found.is_empty())
 }
 
 /// From so much log on, what is to come has mostly committed already: a large transaction that is sent before its commit
@@ -162,7 +181,7 @@ fn proto_version(server_version_num: u32) -> u32 {
     }
 }
 
-fn start_command(options: &Options, start: Lsn, server_version_num: u32, streaming: bool) -> String {
+fn start_command(options: &Options, start: Lsn, server_version_num: u32, streaming: bool, binary: bool) -> String {
     let publications: Vec<String> = options.publications.iter().map(|name| quote_identifier(name)).collect();
     let mut parameters = vec![
         ("proto_version", proto_version(server_version_num).to_string()),
@@ -170,6 +189,9 @@ fn start_command(options: &Options, start: Lsn, server_version_num: u32, streami
     ];
     if server_version_num >= 140_000 {
         parameters.push(("messages", "true".to_owned()));
+    }
+    if binary {
+        parameters.push(("binary", "true".to_owned()));
     }
     if streaming {
         parameters.push(("streaming", "on".to_owned()));
@@ -197,6 +219,7 @@ mod tests {
             publications: vec!["it's \"p\"".to_owned(), "q".to_owned()],
             expected: None,
             streaming: true,
+            binary: true,
             status_interval: Duration::from_secs(1),
         }
     }
@@ -222,16 +245,18 @@ mod tests {
 
     #[test]
     fn the_command_asks_for_what_the_version_has() {
-        let command = |version, streaming| start_command(&options(), lsn(0x10), version, streaming);
+        let command = |version, streaming| start_command(&options(), lsn(0x10), version, streaming, !streaming);
         let names = r#"publication_names '"it''s ""p""","q"'"#;
         assert_eq!(
-            command(130_010, false),
+            start_command(&options(), lsn(0x10), 130_010, false, false),
             format!(r#"START_REPLICATION SLOT "s" LOGICAL 0/10 (proto_version '1', {names})"#)
         );
         assert!(
             command(140_000, true).ends_with(&format!("(proto_version '2', {names}, messages 'true', streaming 'on')"))
         );
-        assert!(command(150_000, false).ends_with(&format!("(proto_version '3', {names}, messages 'true')")));
+        assert!(
+            command(150_000, false).ends_with(&format!("(proto_version '3', {names}, messages 'true', binary 'true')"))
+        );
         assert!(command(180_000, true).ends_with("messages 'true', streaming 'on', origin 'any')"));
     }
 

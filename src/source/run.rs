@@ -24,6 +24,8 @@ pub struct Options {
     pub expected: Option<SourceIdentity>,
     /// Let the source send transactions before they commit (14 and later).
     pub streaming: bool,
+    /// Let a backlog come in binary form (14 and later), where [`crate::model::binary`] knows the types of all columns.
+    pub binary: bool,
     /// How often the source is told where we are when nothing asks for it sooner. Shortened where the source's
     /// `wal_sender_timeout` demands it.
     pub status_interval: Duration,
@@ -47,6 +49,8 @@ pub enum SourceEvent {
     Session {
         proto_version: u32,
         streaming: bool,
+        /// Values come in their types' binary form.
+        binary: bool,
         start: Lsn,
     },
     Frames(FrameBatch),
@@ -110,11 +114,11 @@ async fn one_session(
     };
     let (both, admitted) = begun?;
     backoff.on_success();
-    let Admitted { start, proto_version, streaming, .. } = admitted;
-    tracing::info!(slot = options.slot, %start, proto_version, streaming, "source streams");
+    let Admitted { start, proto_version, streaming, binary, .. } = admitted;
+    tracing::info!(slot = options.slot, %start, proto_version, streaming, binary, "source streams");
     ports.state.send_replace(SessionState::Streaming { received: start });
     let driver = Driver::new(both, &admitted, options, ports);
-    driver.run(SourceEvent::Session { proto_version, streaming, start }).await
+    driver.run(SourceEvent::Session { proto_version, streaming, binary, start }).await
 }
 
 async fn begin(

@@ -10,7 +10,7 @@ use crate::model::{Batch, Lsn};
 /// What a restart has to know of a batch stands in the header, so that it need not decode what it keeps.
 pub(super) const HEADER_BYTES: usize = 52;
 const MAGIC: [u8; 4] = *b"cosp";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// Its first transaction began in an earlier batch.
 const CONTINUES: u16 = 1;

@@ -73,6 +73,7 @@ pub(super) fn part(seq: u64, row_bytes: usize, part: Part) -> Batch {
         type_name: None,
     };
     let relation = Relation {
+        binary: false,
         oid: 16384,
         name: TableName::new("public", "items"),
         identity: ReplicaIdentity::Full,

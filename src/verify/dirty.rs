@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::TableVerdict;
 use super::table::Table;
-use crate::model::{Datum, Lsn, Relation, TableName, Touched, Tuple};
+use crate::model::{Datum, Lsn, Relation, TableName, Touched, Tuple, binary};
 
 /// Flat charge for a key: its place in the set and the allocator's overhead.
 const KEY_BYTES: usize = 56;
@@ -328,7 +328,7 @@ impl Dirty {
 }
 
 /// The key's values, each behind its length. `None` when they cannot be read from this tuple: no key, a value that the
-/// stream left out, one outside the replica identity (NULL in an old key), or one in binary form.
+/// stream left out, or one outside the replica identity (NULL in an old key).
 fn key_of(relation: &Relation, columns: &[usize], tuple: &Tuple) -> Option<Box<[u8]>> {
     if columns.is_empty() {
         return None;
@@ -342,29 +342,18 @@ fn key_of(relation: &Relation, columns: &[usize], tuple: &Tuple) -> Option<Box<[
     Some(key.into_boxed_slice())
 }
 
-/// A key column's value as text. Of the binary forms those are read that keys usually have: integers (`int2send` and
-/// its kin), uuid, and the character types, whose binary form is their text.
+/// A key column's value as text.
 fn text_of(type_oid: u32, datum: Datum<'_>) -> Option<String> {
-    const INT8: u32 = 20;
-    const INT2: u32 = 21;
-    const INT4: u32 = 23;
-    const TEXT: u32 = 25;
-    const BPCHAR: u32 = 1042;
-    const VARCHAR: u32 = 1043;
-    const UUID: u32 = 2950;
-    match datum {
-        Datum::Null | Datum::Unchanged => None,
-        Datum::Text(text) => String::from_utf8(text.to_vec()).ok(),
-        Datum::Binary(value) => match type_oid {
-            INT2 => Some(i16::from_be_bytes(value.try_into().ok()?).to_string()),
-            INT4 => Some(i32::from_be_bytes(value.try_into().ok()?).to_string()),
-            INT8 => Some(i64::from_be_bytes(value.try_into().ok()?).to_string()),
-            TEXT | BPCHAR | VARCHAR => String::from_utf8(value.to_vec()).ok(),
-            // Any 32 hexadecimal digits are read as a uuid.
-            UUID => Some(value.iter().map(|byte| format!("{byte:02x}")).collect()),
-            _ => None,
-        },
-    }
+    let text = match datum {
+        Datum::Null | Datum::Unchanged => return None,
+        Datum::Text(text) => text.to_vec(),
+        Datum::Binary(value) => {
+            let mut text = Vec::new();
+            binary::write_text(type_oid, value, &mut text).ok()?;
+            text
+        }
+    };
+    String::from_utf8(text).ok()
 }
 
 /// Keys as query parameters: one list a key column.
@@ -396,6 +385,7 @@ mod tests {
             type_name: None,
         };
         Relation {
+            binary: false,
             oid: 1,
             name: TableName::new("public", "t"),
             identity: ReplicaIdentity::Default,

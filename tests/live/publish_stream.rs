@@ -161,7 +161,13 @@ fn batch(seq: u64, through: Lsn, transactions: Vec<Transaction>) -> Arc<Batch> {
             type_name: None,
         };
         let columns = vec![column("id", key_type, true), column("n", 20, false)];
-        Arc::new(Relation { oid, name: TableName::new("public", name), identity: ReplicaIdentity::Default, columns })
+        Arc::new(Relation {
+            oid,
+            name: TableName::new("public", name),
+            identity: ReplicaIdentity::Default,
+            binary: false,
+            columns,
+        })
     };
     let relations = vec![relation(1, "account", 20), relation(2, "entry", 25)];
     Arc::new(Batch { seq, relations, transactions, through, wal_end: through })

@@ -101,6 +101,7 @@ fn options(server: &PgCluster) -> Options {
         publications: vec!["p".to_owned()],
         expected: None,
         streaming: false,
+        binary: false,
         status_interval: Duration::from_secs(1),
     }
 }
@@ -146,7 +147,7 @@ async fn every_installed_version_streams_as_far_as_it_can() {
         let (server, major) = (cluster_of(programs.major), programs.major);
         let session = prepared(&server).await;
         let mut stream = Stream::start(Options { streaming: true, ..options(&server) }, 1 << 20);
-        let SourceEvent::Session { proto_version, streaming, start } = stream.next().await else {
+        let SourceEvent::Session { proto_version, streaming, start, .. } = stream.next().await else {
             panic!("a session begins")
         };
         assert_eq!((proto_version, streaming), (major.clamp(13, 16) - 12, major >= 14));

@@ -101,6 +101,7 @@ pub(crate) fn relation(name: &str, columns: &[&str]) -> Relation {
         type_name: None,
     };
     Relation {
+        binary: false,
         oid: 7,
         name: TableName::new("public", name),
         identity: ReplicaIdentity::Default,

@@ -1,9 +1,14 @@
 //! Values arrive byte-equal in their text form, whatever way they take.
 
+use changeover::model::binary;
+
 use super::world::World;
+use crate::support::{Db, server};
+
+type Type = (&'static str, &'static [&'static str]);
 
 /// A type and values of it, as SQL literals.
-const TYPES: &[(&str, &[&str])] = &[
+const TYPES: &[Type] = &[
     ("boolean", &["true", "false"]),
     ("smallint", &["'-32768'", "32767"]),
     ("integer", &["'-2147483648'"]),
@@ -72,8 +77,8 @@ const SETUP: &str = "CREATE SCHEMA odd; CREATE TYPE mood AS ENUM ('sad', 'ok', '
      CREATE DOMAIN positive AS int CHECK (value > 0); CREATE DOMAIN short AS varchar(3); CREATE DOMAIN numbers AS int[];
      CREATE TYPE odd.\"na me\" AS ENUM ('x');";
 
-fn schema() -> String {
-    let columns: Vec<String> = TYPES.iter().enumerate().map(|(at, (name, _))| format!("c{at} {name}")).collect();
+fn schema(types: &[Type]) -> String {
+    let columns: Vec<String> = types.iter().enumerate().map(|(at, (name, _))| format!("c{at} {name}")).collect();
     let columns = columns.join(", ");
     format!(
         "{SETUP} CREATE TABLE keyed (id int PRIMARY KEY, {columns}); CREATE TABLE bare (id int, {columns}); \
@@ -82,29 +87,59 @@ fn schema() -> String {
 }
 
 /// Row `row` of a table: each type's value of that number, or its last one.
-fn values(row: usize) -> String {
-    let value = |(name, values): &(&str, &[&str])| {
-        format!("{}::{name}", values.get(row).or(values.last()).expect("a type has a value"))
-    };
-    TYPES.iter().map(value).collect::<Vec<_>>().join(", ")
+fn values(types: &[Type], row: usize) -> String {
+    let value =
+        |(name, values): &Type| format!("{}::{name}", values.get(row).or(values.last()).expect("a type has a value"));
+    types.iter().map(value).collect::<Vec<_>>().join(", ")
 }
 
 #[tokio::test]
 async fn every_type_arrives_byte_equal_by_copy_by_array_and_by_update() {
     // Types of the target get other OIDs.
-    let mut world = World::new(&schema()).await;
-    let rows = TYPES.iter().map(|(_, values)| values.len()).max().unwrap();
+    let mut world = World::new(&schema(TYPES)).await;
+    arrives(&mut world, TYPES).await;
+}
+
+/// Those of [`TYPES`] that have a form we know.
+async fn binary_types(db: &Db) -> Vec<Type> {
+    let mut types = Vec::new();
+    for known in TYPES {
+        let oid = db.scalar(&format!("SELECT COALESCE(to_regtype('{}')::oid, 0)", known.0.replace('\'', "''"))).await;
+        if binary::is_known(oid.parse().unwrap()) {
+            types.push(*known);
+        }
+    }
+    types
+}
+
+#[tokio::test]
+async fn every_type_of_known_binary_form_arrives_byte_equal() {
+    let types = binary_types(&server().connect().await).await;
+    assert!(types.len() > 20, "{types:?}");
+    let mut world = World::binary(&schema(&types), 1 << 20, &["keyed", "bare"]).await;
+    arrives(&mut world, &types).await;
+    // The target's own types: nothing may be taken as it is.
+    let wider = "CREATE TABLE w (id int PRIMARY KEY, a int, b timestamp, c varchar(9))";
+    let mut world = World::binary(wider, 1 << 20, &["w"]).await;
+    world.target.exec("ALTER TABLE w ALTER a TYPE bigint, ALTER b TYPE text, ALTER c TYPE text").await;
+    world.follow("INSERT INTO w SELECT i, -i, '2020-02-29'::timestamp + i * interval '1 s', i FROM generate_series(1, 200) i").await.unwrap();
+    world.assert_same(&["w"]).await;
+}
+
+/// By COPY, by arrays, found by key and by all values.
+async fn arrives(world: &mut World, types: &[Type]) {
+    let rows = types.iter().map(|(_, values)| values.len()).max().unwrap();
     for row in 0..rows {
-        let values = values(row);
+        let values = values(types, row);
         let sql = format!("INSERT INTO keyed SELECT {row}, {values}; INSERT INTO bare SELECT {row}, {values}");
         world.follow(&sql).await.unwrap();
     }
     world.assert_same(&["keyed", "bare"]).await;
     let many: Vec<String> =
-        (0..100).map(|id| format!("INSERT INTO keyed SELECT {}, {};", 1000 + id, values(id % rows))).collect();
+        (0..100).map(|id| format!("INSERT INTO keyed SELECT {}, {};", 1000 + id, values(types, id % rows))).collect();
     world.follow(&format!("BEGIN; {} COMMIT", many.join(""))).await.unwrap();
     world.assert_same(&["keyed"]).await;
-    let columns: Vec<String> = (0..TYPES.len()).map(|at| format!("c{at}")).collect();
+    let columns: Vec<String> = (0..types.len()).map(|at| format!("c{at}")).collect();
     let columns = columns.join(", ");
     for row in 0..rows {
         let from = format!("SELECT {columns} FROM keyed WHERE id = {row}");

@@ -24,6 +24,8 @@ pub struct World {
     pub target: Db,
     decoder: Decoder,
     pub options: apply::Options,
+    /// Values come in binary form.
+    binary: bool,
 }
 
 /// What runs beside the applier in a test.
@@ -34,7 +36,7 @@ pub struct Running {
 }
 
 const READ: &str = "SELECT lsn::text, data FROM pg_logical_slot_get_binary_changes('s', NULL, NULL, \
-     'proto_version', '1', 'publication_names', 'p', 'messages', 'true')";
+     'proto_version', '1', 'publication_names', 'p', 'messages', 'true', 'binary', $1)";
 
 pub fn migration() -> MigrationName {
     "test".parse().unwrap()
@@ -89,7 +91,17 @@ impl World {
             dead_letters: false,
             held_bytes: 4 << 20,
         };
-        Self { server, source, target, decoder, options }
+        Self { server, source, target, decoder, options, binary: false }
+    }
+
+    /// The same, with values in binary form, of the tables that the migration consists of then.
+    pub async fn binary(schema: &str, batch_bytes: usize, tables: &[&str]) -> Self {
+        let mut world = Self::cut_at(schema, batch_bytes).await;
+        let tables = tables.join(", ");
+        world.source.exec(&format!("DROP PUBLICATION p; CREATE PUBLICATION p FOR TABLE {tables}")).await;
+        world.decoder.begin_binary_session(1);
+        world.binary = true;
+        world
     }
 
     pub fn source_url(&self) -> String {
@@ -102,7 +114,7 @@ impl World {
 
     /// What the source has committed since the last call.
     pub async fn decoded(&mut self) -> Vec<Arc<Batch>> {
-        let rows = self.source.query(READ, &[]).await.unwrap();
+        let rows = self.source.query(READ, &[&self.binary.to_string()]).await.unwrap();
         let end: String = self.source.scalar("SELECT pg_current_wal_insert_lsn()").await;
         let mut frames: Vec<Frame> = rows
             .iter()
