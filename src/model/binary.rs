@@ -250,11 +250,15 @@ fn numeric(value: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let numbers: Vec<i16> =
         value.chunks(2).map(|pair| pair.try_into().map(i16::from_be_bytes)).collect::<Result<_, _>>().ok()?;
     let [count, weight, sign, scale, digits @ ..] = numbers.as_slice() else { return None };
-    match sign.cast_unsigned() {
-        0xC000 => return Some(out.extend_from_slice(b"NaN")),
-        0xD000 => return Some(out.extend_from_slice(b"Infinity")),
-        0xF000 => return Some(out.extend_from_slice(b"-Infinity")),
-        _ => {}
+    let special: Option<&[u8]> = match sign.cast_unsigned() {
+        0xC000 => Some(b"NaN"),
+        0xD000 => Some(b"Infinity"),
+        0xF000 => Some(b"-Infinity"),
+        _ => None,
+    };
+    if let Some(special) = special {
+        out.extend_from_slice(special);
+        return Some(());
     }
     if digits.len() != usize::try_from(*count).ok()? || digits.iter().any(|digit| !(0..10_000).contains(digit)) {
         return None;
@@ -295,7 +299,7 @@ fn array(element: Form, value: &[u8], out: &mut Vec<u8>) -> Option<()> {
         Some(i32::from_be_bytes(*first))
     };
     let dimensions = usize::try_from(number()?).ok().filter(|count| *count <= DIMENSIONS_MAX)?;
-    (number()?, number()?);
+    let (_has_null, _element) = (number()?, number()?);
     let mut lengths = Vec::with_capacity(dimensions);
     let mut bounds = String::new();
     let mut is_plain = true;
@@ -306,7 +310,8 @@ fn array(element: Form, value: &[u8], out: &mut Vec<u8>) -> Option<()> {
         write!(bounds, "[{lower}:{}]", lower.checked_add(length)?.checked_sub(1)?).ok()?;
     }
     if dimensions == 0 {
-        return Some(out.extend_from_slice(b"{}"));
+        out.extend_from_slice(b"{}");
+        return Some(());
     }
     if !is_plain {
         out.extend_from_slice(bounds.as_bytes());
@@ -337,7 +342,8 @@ fn one_element(element: Form, rest: &mut &[u8], out: &mut Vec<u8>) -> Option<()>
     let (length, tail) = rest.split_first_chunk::<4>()?;
     let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
         *rest = tail;
-        return Some(out.extend_from_slice(b"NULL"));
+        out.extend_from_slice(b"NULL");
+        return Some(());
     };
     let (value, tail) = tail.split_at_checked(length)?;
     *rest = tail;

@@ -58,9 +58,10 @@ impl Error {
     pub(super) fn write(path: &Path, source: io::Error) -> Self {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let path = path.to_owned();
-        match source.kind() {
-            StorageFull | QuotaExceeded | FileTooLarge => Self::NoRoom { path, source },
-            _ => Self::Write { path, source },
+        if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+            Self::NoRoom { path, source }
+        } else {
+            Self::Write { path, source }
         }
     }
 
