@@ -243,9 +243,7 @@ fn copy_row(out: &mut BytesMut, row: &Tuple, described: &[Column]) -> Result<(),
             Datum::Null => out.put_slice(b"\\N"),
             Datum::Text(value) => copy_value(out, value),
             Datum::Binary(value) => {
-                let mut text = Vec::with_capacity(value.len());
-                binary::write_text(column.type_oid, value, &mut text).map_err(|_| Unwritable::Binary)?;
-                copy_value(out, &text);
+                copy_value(out, &binary::to_text(column.type_oid, value).map_err(|_| Unwritable::Binary)?);
             }
             Datum::Unchanged => return Err(Unwritable::Unchanged),
         }

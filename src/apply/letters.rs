@@ -94,13 +94,10 @@ fn json(row: &Tuple, table: &Table) -> String {
         let value = match datum {
             Datum::Null => Value::Null,
             Datum::Text(text) => Value::String(String::from_utf8_lossy(text).into_owned()),
-            Datum::Binary(value) => {
-                let mut text = Vec::new();
-                match binary::write_text(column.type_oid, value, &mut text) {
-                    Ok(()) => Value::String(String::from_utf8_lossy(&text).into_owned()),
-                    Err(_malformed) => continue,
-                }
-            }
+            Datum::Binary(value) => match binary::to_text(column.type_oid, value) {
+                Ok(text) => Value::String(String::from_utf8_lossy(&text).into_owned()),
+                Err(_malformed) => continue,
+            },
             Datum::Unchanged => continue,
         };
         object.insert(column.name.clone(), value);

@@ -92,6 +92,13 @@ pub fn write_text(type_oid: u32, value: &[u8], out: &mut Vec<u8>) -> Result<(), 
     text(form, value, out).ok_or(malformed)
 }
 
+/// The text form of a value.
+pub fn to_text(type_oid: u32, value: &[u8]) -> Result<Vec<u8>, MalformedValue> {
+    let mut text = Vec::with_capacity(value.len());
+    write_text(type_oid, value, &mut text)?;
+    Ok(text)
+}
+
 fn text(form: Form, value: &[u8], out: &mut Vec<u8>) -> Option<()> {
     match form {
         Form::Bool => out.push(if *value.first()? == 0 { b'f' } else { b't' }),

@@ -347,11 +347,7 @@ fn text_of(type_oid: u32, datum: Datum<'_>) -> Option<String> {
     let text = match datum {
         Datum::Null | Datum::Unchanged => return None,
         Datum::Text(text) => text.to_vec(),
-        Datum::Binary(value) => {
-            let mut text = Vec::new();
-            binary::write_text(type_oid, value, &mut text).ok()?;
-            text
-        }
+        Datum::Binary(value) => binary::to_text(type_oid, value).ok()?,
     };
     String::from_utf8(text).ok()
 }

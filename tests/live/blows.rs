@@ -16,8 +16,8 @@ use tokio_postgres::NoTls;
 use changeover::demo::StopMode;
 use changeover::telemetry::Point;
 
-use super::crash::{SCHEMA, assert_equal, assert_told_exactly_once, lsn, seed_rows, slot_begins};
-use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, topic_prefix};
+use super::crash::{SCHEMA, assert_equal, assert_told_exactly_once, is_drained, lsn, seed_rows, slot_begins};
+use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, from_environment, topic_prefix};
 
 const SEEDS: u64 = 20;
 const BLOWS: u32 = 4;
@@ -154,10 +154,6 @@ fn transaction(rng: &mut Rng, client: u64, seq: u64, first: u64, count: u64) -> 
     )
 }
 
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
 /// What fell where; `None`: at no named point.
 type Fallen = BTreeMap<(Option<Point>, Blow), u32>;
 
@@ -288,12 +284,7 @@ async fn settle(daemon: &mut Daemon, blue: &str, has_kafka: bool) {
             daemon.kill();
             daemon.start_again();
         }
-        let settled = daemon.status().is_some_and(|status| {
-            let received = status["source"]["received"].as_str().map_or(0, lsn);
-            let all = status["sinks"].as_array().map_or(&[][..], Vec::as_slice);
-            received >= end && all.len() == sinks && all.iter().all(|sink| sink["lag_seconds"] == 0.0)
-        });
-        if settled {
+        if daemon.status().is_some_and(|status| is_drained(&status, end, sinks)) {
             return;
         }
         assert!(began.elapsed() < END_PATIENCE, "not settled at {:?}\n{}", daemon.status(), daemon.log());

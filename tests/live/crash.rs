@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use changeover::demo::StopMode;
 
-use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, read_committed, topic_prefix};
+use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, from_environment, read_committed, topic_prefix};
 
 const CLIENTS: u64 = 3;
 const KILLS: u32 = 30;
@@ -138,8 +138,7 @@ pub(super) async fn assert_told_exactly_once(source: &Db, prefix: &str) {
 }
 
 fn seed() -> u64 {
-    let seed =
-        std::env::var("CHANGEOVER_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed = from_environment("CHANGEOVER_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("CHANGEOVER_SEED={seed}");
     seed
 }
@@ -209,11 +208,14 @@ async fn phase(target: &Db) -> String {
 /// Both sinks hold everything that is committed now.
 async fn drain(source: &Db, daemon: &mut Daemon) {
     let end = lsn(&source.scalar("SELECT pg_current_wal_flush_lsn()").await);
-    daemon.wait_for("both sinks drained", |status| {
-        let received = status["source"]["received"].as_str().map_or(0, lsn);
-        let sinks = status["sinks"].as_array().unwrap();
-        received >= end && sinks.len() == 2 && sinks.iter().all(|sink| sink["lag_seconds"] == 0.0)
-    });
+    daemon.wait_for("both sinks drained", |status| is_drained(status, end, 2));
+}
+
+/// Whether the daemon's so many sinks hold everything up to `end`.
+pub(super) fn is_drained(status: &Value, end: u64, sinks: usize) -> bool {
+    let received = status["source"]["received"].as_str().map_or(0, lsn);
+    let all = status["sinks"].as_array().map_or(&[][..], Vec::as_slice);
+    received >= end && all.len() == sinks && all.iter().all(|sink| sink["lag_seconds"] == 0.0)
 }
 
 pub(super) fn lsn(text: &str) -> u64 {

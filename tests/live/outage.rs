@@ -11,10 +11,10 @@ use changeover::demo::StopMode;
 use tokio::time::{Instant, sleep};
 
 use super::spool::{
-    PATIENCE, ROWS, SCHEMA, STAYS, TRANSACTION_BYTES, assert_equal, drain, prepare_bodies, resident_bytes, told,
+    PATIENCE, ROWS, SCHEMA, TRANSACTION_BYTES, assert_equal, assert_told_once, drain, prepare_bodies, resident_bytes,
     write_one,
 };
-use super::support::{Broker, Daemon, Db, Pair, TestConfig, topic_prefix};
+use super::support::{Broker, Daemon, Db, Pair, TestConfig, from_environment, topic_prefix};
 
 /// How long a sink may take to show what is committed while the other is away.
 const LAG_MAX: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ const LAG_MAX: Duration = Duration::from_secs(10);
 const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 
 fn backlog_mib() -> u64 {
-    std::env::var("CHANGEOVER_BACKLOG_MIB").map_or(160, |text| text.parse().expect("a number of MiB"))
+    from_environment("CHANGEOVER_BACKLOG_MIB").unwrap_or(160)
 }
 
 async fn write(source: &Db, transactions: Range<u64>) {
@@ -94,12 +94,7 @@ async fn a_broker_that_is_away_costs_the_target_nothing_until_the_spool_is_full_
     drain(&source, &mut daemon).await;
     assert!(daemon.log().contains("spool has room again"), "{}", daemon.log());
     assert_equal(&source, &target, done).await;
-    let told = told(&broker.bootstrap(), &prefix);
-    assert_eq!(told.len() as u64, done * ROWS);
-    for (id, events) in told {
-        let stays = id % STAYS == 0 || id >= (done - 1) * ROWS;
-        assert_eq!(events, if stays { "c" } else { "cd" }, "row {id}");
-    }
+    assert_told_once(&broker.bootstrap(), &prefix, done);
 }
 
 /// The same with the target away: nothing of what the daemon does needs it but its own sink.

@@ -21,7 +21,7 @@ const BODY_BYTES: u64 = 7000;
 /// Rows of one transaction.
 pub(super) const ROWS: u64 = 100;
 /// Of so many rows one stays.
-pub(super) const STAYS: u64 = 50;
+const STAYS: u64 = 50;
 /// What one transaction writes to the log at least.
 pub(super) const TRANSACTION_BYTES: u64 = ROWS * BODY_BYTES;
 
@@ -173,7 +173,7 @@ async fn a_copy_held_while_two_gigabytes_are_written_keeps_nothing_on_blue() {
 }
 
 /// Per row what the stream told, in order: `c` for its creation, `d` for its end.
-pub(super) fn told(bootstrap: &str, prefix: &str) -> BTreeMap<u64, String> {
+fn told(bootstrap: &str, prefix: &str) -> BTreeMap<u64, String> {
     let topic = format!("{prefix}.public.wide");
     let mut told: BTreeMap<u64, String> = BTreeMap::new();
     each_committed(bootstrap, prefix, |record| {
@@ -184,6 +184,16 @@ pub(super) fn told(bootstrap: &str, prefix: &str) -> BTreeMap<u64, String> {
         told.entry(key["id"].as_u64().unwrap()).or_default().push_str(value["op"].as_str().unwrap());
     });
     told
+}
+
+/// Kafka was told of each row's creation once, and once of its end where it has one.
+pub(super) fn assert_told_once(bootstrap: &str, prefix: &str, transactions: u64) {
+    let told = told(bootstrap, prefix);
+    assert_eq!(told.len() as u64, transactions * ROWS);
+    for (id, events) in told {
+        let stays = id % STAYS == 0 || id >= (transactions - 1) * ROWS;
+        assert_eq!(events, if stays { "c" } else { "cd" }, "row {id}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,12 +225,7 @@ async fn a_target_that_is_down_while_a_gigabyte_is_written_keeps_nothing_on_blue
     assert!(kept.iter().all(|kept| *kept < RETAINED_BYTES_MAX), "blue kept {kept:?}");
     drain(&source, &mut daemon).await;
     assert_equal(&source, &pair.target.connect().await, count).await;
-    let told = told(&bootstrap(), &prefix);
-    assert_eq!(told.len() as u64, count * ROWS);
-    for (id, events) in told {
-        let stays = id % STAYS == 0 || id >= (count - 1) * ROWS;
-        assert_eq!(events, if stays { "c" } else { "cd" }, "row {id}");
-    }
+    assert_told_once(&bootstrap(), &prefix, count);
 }
 
 #[tokio::test(flavor = "multi_thread")]

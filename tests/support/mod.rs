@@ -14,6 +14,11 @@ mod config;
 mod daemon;
 mod broker;
 
+/// A number that whoever runs the tests chose.
+pub fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
 pub use broker::{Broker, Record, bootstrap, each_committed, read_committed, topic_prefix};
 pub use config::TestConfig;
 pub use daemon::Daemon;

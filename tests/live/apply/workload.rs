@@ -1,6 +1,7 @@
 //! Random workloads: whatever the source did, the target ends with the same rows.
 
 use super::world::World;
+use crate::support::from_environment;
 
 const SCHEMA: &str = "
 CREATE TABLE keyed (id int PRIMARY KEY, v int, note text);
@@ -134,10 +135,6 @@ async fn check(world: &mut World, tables: &[&str], seed: u64, group_bytes: usize
         world.apply(batches).await.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
         world.assert_same(tables).await;
     }
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
 /// `CHANGEOVER_SEEDS` of them (1), from `CHANGEOVER_SEED` on (a random one): `make campaign-apply`.
