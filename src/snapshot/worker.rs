@@ -15,6 +15,7 @@ use super::split::{Begun, TableCopy};
 use super::throttle::Pace;
 use super::{Error, Options, Progress, sql};
 use crate::model::{SnapshotSet, TableName};
+use crate::telemetry::Point;
 use crate::wire::{self, CopyIn, CopyOut, Mode, RawConnection, sqlstate};
 
 /// How long a stopped copy may take to end on both sides before its connections are dropped.
@@ -171,8 +172,12 @@ impl<'a> Worker<'a> {
              SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}",
             holder.exported
         );
-        let adopted = self.source.simple_query(&sql).await;
-        adopted.map_err(|source| Error::Prepare { doing: "adopt the snapshot on the source", source })?;
+        Point::SnapshotHanded.reach();
+        if let Err(source) = self.source.simple_query(&sql).await {
+            // A snapshot that went with its session is answered with the code of a wrong identifier.
+            holder.confirm().await?;
+            return Err(Error::Prepare { doing: "adopt the snapshot on the source", source });
+        }
         self.adopted = Some(Arc::clone(holder));
         Ok(())
     }

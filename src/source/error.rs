@@ -34,7 +34,11 @@ pub enum Error {
     /// The log that the slot needs is gone, or the server gave the slot up for another reason.
     #[error("read from slot {slot}: the source has invalidated it ({reason})")]
     SlotInvalidated { slot: String, reason: String },
-    #[error("read from slot {slot}: process {pid} of the source reads from it")]
+    /// Passes when it is the session of a daemon that was killed, which the source gives up when it next sends to it.
+    #[error(
+        "read from slot {slot}: process {pid} of the source reads from it, for a daemon that was killed or for another \
+         reader; SELECT pg_terminate_backend({pid}) ends it"
+    )]
     SlotActive { slot: String, pid: i32 },
     /// The server would skip to its own position without a word (PITFALLS 23).
     #[error(
@@ -88,7 +92,9 @@ impl Error {
         match self {
             Self::Wire { source, .. } | Self::Reach(source) => source.disposition(),
             Self::Query { source, .. } => wire::disposition_of(source),
-            Self::StreamEnded | Self::SourceSilent { .. } | Self::SourceStopping { .. } => Disposition::Retry,
+            Self::StreamEnded | Self::SourceSilent { .. } | Self::SourceStopping { .. } | Self::SlotActive { .. } => {
+                Disposition::Retry
+            }
             Self::Malformed { .. } => {
                 halt("check that the source is a PostgreSQL server of version 13 to 18".to_owned())
             }
@@ -102,9 +108,6 @@ impl Error {
                  max_slot_wal_keep_size on the source before that"
                     .to_owned(),
             ),
-            Self::SlotActive { pid, .. } => {
-                halt(format!("stop the other reader (a second daemon?), or end it: SELECT pg_terminate_backend({pid})"))
-            }
             Self::SlotAhead { .. } => halt(
                 "somebody else has read from this slot or moved it; the target misses what lies between: `changeover \
                  abort`, then begin again with a new copy"

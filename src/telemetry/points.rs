@@ -9,6 +9,8 @@ use std::{fs, path::PathBuf, sync::OnceLock, thread, time::Duration};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Point {
+    /// A worker of the copy has been handed a snapshot, and has not adopted it.
+    SnapshotHanded,
     /// What the source may forget is known, and not yet written to the socket.
     ReportDue,
     /// It is queued to the socket.
@@ -36,7 +38,8 @@ pub enum Point {
 }
 
 impl Point {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
+        Self::SnapshotHanded,
         Self::ReportDue,
         Self::Reported,
         Self::GroupDue,
@@ -56,6 +59,7 @@ impl Point {
     /// The file's name.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::SnapshotHanded => "snapshot-handed",
             Self::ReportDue => "report-due",
             Self::Reported => "reported",
             Self::GroupDue => "group-due",

@@ -88,6 +88,8 @@ impl Error {
                 Some(code) if *code == tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE => {
                     halt("grant SELECT on the table and USAGE on its schema to the migration's role, then `verify`")
                 }
+                // The snapshot went with its exporter's session (17 and later; the code is another one before that).
+                Some(code) if *code == tokio_postgres::error::SqlState::UNDEFINED_OBJECT => Disposition::Retry,
                 Some(code) if code.code().starts_with("42") => {
                     halt("compare the structure with `check`, then `verify`")
                 }

@@ -71,6 +71,8 @@ impl Plan {
     /// The points that can be reached under it.
     fn points(&self) -> Vec<Point> {
         let reachable = |point: &Point| match point {
+            // Passed before the blows begin: see `snapshot`.
+            Point::SnapshotHanded => false,
             Point::ReportDue | Point::Reported | Point::GroupDue | Point::GroupCommitted | Point::GroupTold => true,
             Point::SegmentCreated
             | Point::SegmentWritten

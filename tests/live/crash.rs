@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use changeover::demo::StopMode;
+use changeover::telemetry::Point;
 
 use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, from_environment, read_committed, topic_prefix};
 
@@ -220,6 +221,39 @@ pub(super) fn is_drained(status: &Value, end: u64, sinks: usize) -> bool {
 
 pub(super) fn lsn(text: &str) -> u64 {
     text.parse::<changeover::model::Lsn>().unwrap().get()
+}
+
+/// The code that the server answers with became another one in 17.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_whose_session_is_cut_before_a_worker_adopts_it_is_taken_anew() {
+    for version in [15, 18] {
+        let pair = Pair::of(version, version);
+        let (source, target) = (pair.source.connect().await, pair.target.connect().await);
+        for side in [&source, &target] {
+            side.exec(SCHEMA).await;
+        }
+        target.exec("TRUNCATE account").await;
+        seed_rows(&source, 100).await;
+        let mut config = TestConfig::new("handed", &pair);
+        config.snapshot = "mode = \"data\"".to_owned();
+        let mut daemon = Daemon::prepare(&config);
+        daemon.hold_at(Point::SnapshotHanded);
+        daemon.start_again();
+        while !daemon.is_held_at(Point::SnapshotHanded) {
+            assert!(daemon.is_running(), "{}", daemon.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+        let its_session = "FROM pg_stat_activity WHERE application_name LIKE 'changeover%snapshot'";
+        let cut = format!("SELECT count(pg_terminate_backend(pid)) {its_session}");
+        assert_eq!(source.scalar(&cut).await, "1");
+        while source.scalar(&format!("SELECT count(*) {its_session}")).await != "0" {
+            thread::sleep(Duration::from_millis(10));
+        }
+        daemon.let_go();
+        daemon.wait_for_phase("streaming");
+        assert!(daemon.log().contains("keep the snapshot of the source"), "{}", daemon.log());
+        assert_equal(&source, &target, &["item", "note", "account"]).await;
+    }
 }
 
 const BLOWS: u32 = 50;

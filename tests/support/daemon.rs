@@ -167,11 +167,11 @@ impl Daemon {
             match &status {
                 Some(status) if holds(status) => return status.clone(),
                 Some(_) => last = status,
-                None => assert!(self.is_running(), "the daemon ended before {what}:\n{}", self.log()),
+                None => assert!(self.is_running(), "{}\nthe daemon ended before {what}", self.log()),
             }
             thread::sleep(Duration::from_millis(50));
         }
-        panic!("no {what} within {PATIENCE:?}; last status {last:?}\n{}", self.log());
+        panic!("{}\nno {what} within {PATIENCE:?}; last status {last:?}", self.log());
     }
 
     fn log_path(&self) -> PathBuf {
@@ -197,15 +197,15 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
         if thread::panicking() {
-            eprintln!("--- log of the daemon\n{}", self.log());
+            eprintln!("--- log of the daemon of the test that failed\n{}", self.log());
             return;
         }
         let unexpected = self.unexpected_errors();
         assert!(
             unexpected.is_empty(),
-            "the daemon logged errors nobody expected:\n{}\n{}",
-            unexpected.join("\n"),
-            self.log()
+            "{}\nthe daemon logged errors nobody expected:\n{}",
+            self.log(),
+            unexpected.join("\n")
         );
     }
 }
