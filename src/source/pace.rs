@@ -14,23 +14,41 @@ use bytes::Bytes;
 use super::frames::unix_us;
 use crate::model::{FrameBatch, FramePayload};
 
-/// Long enough for the server to send some hundred messages, short enough that it does not find the socket full.
-const REST: Duration = Duration::from_millis(2);
+/// Long enough for the server to send some hundred small messages.
+const LONGEST_REST: Duration = Duration::from_millis(2);
+/// A timer that is set for less wakes late by as much.
+const SHORTEST_REST: Duration = Duration::from_micros(200);
 /// What is sent this long after its commit is a backlog; that a rest is added to it is not noticed.
 const BEHIND_US: i64 = 20_000;
 /// A read of this size was more than the server can send ahead of us on one machine (`wire::transport`), so it waits.
 const PLENTY_BYTES: usize = 64 * 1024;
+/// Small messages that fill the socket are worth waiting for: a server that finds no room gathers what comes next and sends
+/// it at once. Fewer than this many and the time it waits costs more than the sends that it saves.
+const FEW_MESSAGES: usize = 256;
 
-#[derive(Debug, Default)]
+/// How long a rest is follows from what the last one gathered.
+#[derive(Debug)]
 pub(super) struct Pace {
     /// When the transaction that was last heard of was committed. What is streamed before its commit counts as late as
     /// that: nobody waits for it.
     committed_at_us: Option<i64>,
+    rest: Duration,
+    /// Since the last rest.
+    read_bytes: usize,
+    read_messages: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { committed_at_us: None, rest: LONGEST_REST, read_bytes: 0, read_messages: 0 }
+    }
 }
 
 impl Pace {
     /// How long to rest after a read.
     pub(super) fn on_read(&mut self, batch: &FrameBatch) -> Option<Duration> {
+        self.read_bytes = self.read_bytes.saturating_add(batch.size_bytes);
+        self.read_messages = self.read_messages.saturating_add(batch.frames.len());
         let mut messages = batch.frames.iter().rev().filter_map(|frame| match &frame.payload {
             FramePayload::XLogData { message, .. } => Some((frame.sent_at_us, message)),
             FramePayload::Keepalive { .. } => None,
@@ -40,7 +58,19 @@ impl Pace {
             commit_time_us(last).or_else(|| messages.find_map(|(_, message)| commit_time_us(message)));
         self.committed_at_us = committed_at_us.or(self.committed_at_us);
         let is_behind = self.committed_at_us.is_some_and(|at| sent_at_us.saturating_sub(at) >= BEHIND_US);
-        (is_behind && batch.size_bytes < PLENTY_BYTES).then_some(REST)
+        (is_behind && batch.size_bytes < PLENTY_BYTES).then(|| self.next_rest())
+    }
+
+    /// Half as long after one in which a few messages filled the socket, longer again when it was far from full.
+    fn next_rest(&mut self) -> Duration {
+        let gathered_bytes = std::mem::take(&mut self.read_bytes);
+        let gathered_messages = std::mem::take(&mut self.read_messages);
+        if gathered_bytes >= PLENTY_BYTES && gathered_messages < gathered_bytes / PLENTY_BYTES * FEW_MESSAGES {
+            self.rest = (self.rest / 2).max(SHORTEST_REST);
+        } else if gathered_bytes < PLENTY_BYTES / 2 || gathered_messages >= FEW_MESSAGES {
+            self.rest = (self.rest * 5 / 4).min(LONGEST_REST);
+        }
+        self.rest
     }
 }
 
@@ -101,13 +131,50 @@ mod tests {
         for (tag, before) in [(b'B', 8), (b'C', 17), (b'c', 21)] {
             let mut pace = Pace::default();
             let late = || frame(tag, before, NOW_US, NOW_US + BEHIND_US);
-            assert_eq!(pace.on_read(&read(vec![late(), keepalive()], 60)), Some(REST), "{}", char::from(tag));
+            assert_eq!(pace.on_read(&read(vec![late(), keepalive()], 60)), Some(LONGEST_REST), "{}", char::from(tag));
             let row = frame(b'I', 8, NOW_US, NOW_US + BEHIND_US);
-            assert_eq!(pace.on_read(&read(vec![row.clone()], 60)), Some(REST), "inside of a transaction");
-            assert_eq!(pace.on_read(&read(vec![row], PLENTY_BYTES)), None, "a full socket is emptied first");
+            assert_eq!(pace.on_read(&read(vec![row.clone()], 60)), Some(LONGEST_REST), "inside of a transaction");
+            assert_eq!(pace.on_read(&read(vec![row.clone()], PLENTY_BYTES)), None, "a full socket is emptied first");
+            assert_eq!(
+                pace.on_read(&read(vec![row], 60)),
+                Some(LONGEST_REST / 2),
+                "and then not left to fill up again"
+            );
             assert_eq!(pace.on_read(&read(vec![late(), frame(tag, before, NOW_US, NOW_US)], 60)), None);
             assert_eq!(pace.on_read(&read(vec![keepalive()], 60)), None, "nothing is left to come");
         }
+    }
+
+    #[test]
+    fn rests_are_as_long_as_it_takes_to_fill_the_socket_and_have_their_limits() {
+        let mut pace = Pace::default();
+        let late = frame(b'B', 8, NOW_US, NOW_US + BEHIND_US);
+        let mut after = |gathered_bytes| {
+            let full = gathered_bytes / PLENTY_BYTES;
+            for _ in 0..full {
+                assert_eq!(pace.on_read(&read(vec![late.clone()], PLENTY_BYTES)), None);
+            }
+            pace.on_read(&read(vec![late.clone()], gathered_bytes - full * PLENTY_BYTES)).unwrap()
+        };
+        assert_eq!(after(3 * PLENTY_BYTES), LONGEST_REST / 2);
+        assert_eq!(after(PLENTY_BYTES - 1), LONGEST_REST / 2, "neither full nor far from it");
+        assert_eq!(after(PLENTY_BYTES / 2), LONGEST_REST / 2);
+        assert_eq!(after(PLENTY_BYTES / 2 - 1), LONGEST_REST * 5 / 8);
+        for _ in 0..10 {
+            after(PLENTY_BYTES);
+        }
+        assert_eq!(after(PLENTY_BYTES), SHORTEST_REST);
+        for _ in 0..20 {
+            after(100);
+        }
+        assert_eq!(after(100), LONGEST_REST);
+        let many = vec![late.clone(); FEW_MESSAGES];
+        assert_eq!(pace.on_read(&read(many, PLENTY_BYTES)), None);
+        assert_eq!(
+            pace.on_read(&read(vec![late], 60)),
+            Some(LONGEST_REST),
+            "small rows that are gathered at the sender"
+        );
     }
 
     #[test]

@@ -238,6 +238,9 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
     if plan.has_kafka {
         assert_told_exactly_once(&Db::connect(&blue).await, &prefix).await;
     }
+    for error in daemon.log().lines().filter(|line| line.contains(" ERROR ")) {
+        println!("{error}");
+    }
     clear(daemon, pair, &name).await;
 }
 
