@@ -26,7 +26,7 @@ pub(super) struct Admitted {
     pub(super) proto_version: u32,
     pub(super) streaming: bool,
     pub(super) binary: bool,
-    /// Once the stream has come this far, a new session is to take transactions before they commit.
+    /// Once everything up to here is confirmed, a new session is to take transactions before they commit.
     pub(super) renew_at: Option<Lsn>,
     /// The command that begins it.
     pub(super) command: String,

@@ -98,9 +98,21 @@ impl<'a> Driver<'a> {
                 Event::Input(input) => self.decide(input),
                 Event::Sent => {}
             }
+            self.renew_once_settled();
         }
         let finished = if self.renews { Finished::Renew } else { Finished::Stopped };
         self.leave().await.map(|()| finished)
+    }
+
+    /// Not as soon as the backlog has been read: the server would decode once more what the sinks do not hold yet, at the
+    /// very time at which they need its processors.
+    fn renew_once_settled(&mut self) {
+        let is_settled = self.renew_at.is_some() && *self.confirmed.borrow() >= self.renew_at;
+        if is_settled && !self.renews && self.left.is_none() {
+            tracing::info!("caught up: a new session takes transactions before they commit");
+            self.renews = true;
+            self.decide(Input::Stop);
+        }
     }
 
     async fn on_frames(&mut self, batch: FrameBatch) -> Result<(), Error> {
@@ -110,12 +122,6 @@ impl<'a> Driver<'a> {
             self.state.send_replace(SessionState::Streaming { received });
         }
         if !self.machine.is_streaming() {
-            return Ok(());
-        }
-        if self.renew_at.is_some() && self.machine.received() >= self.renew_at {
-            tracing::info!("caught up: a new session takes transactions before they commit");
-            self.renews = true;
-            self.decide(Input::Stop);
             return Ok(());
         }
         let size_bytes = batch.size_bytes;

@@ -1,6 +1,10 @@
 //! A daemon that was away for long: what blue wrote meanwhile comes in binary form where every type is known, and as text
 //! from the first column on that is not.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
 use super::support::{Daemon, Db, Pair, TestConfig};
 
 const SCHEMA: &str = "
@@ -33,11 +37,11 @@ async fn caught_up(source: &Db, target: &Db, daemon: &mut Daemon, columns: &str)
     source.exec("INSERT INTO bare VALUES (-1, -1)").await;
     while target.scalar("SELECT count(*) FROM bare WHERE id = -1").await == "0" {
         assert!(daemon.is_running(), "{}", daemon.log());
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(20)).await;
     }
     source.exec("DELETE FROM bare WHERE id = -1").await;
     while target.scalar("SELECT count(*) FROM bare WHERE id = -1").await != "0" {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(20)).await;
     }
     for table in [format!("(SELECT {columns} FROM t)"), "bare".to_owned()] {
         assert_eq!(source.rows(&table).await, target.rows(&table).await, "{table}");
@@ -47,6 +51,15 @@ async fn caught_up(source: &Db, target: &Db, daemon: &mut Daemon, columns: &str)
 /// How the sessions of the stream took their values, newest last.
 fn sessions(log: &str) -> Vec<bool> {
     log.lines().filter(|line| line.contains("source streams")).map(|line| line.contains("binary=true")).collect()
+}
+
+/// The session that took the backlog ends when the sinks have confirmed it.
+async fn until_streamed(daemon: &Daemon) {
+    let began = Instant::now();
+    while sessions(&daemon.log()).last() != Some(&false) {
+        assert!(began.elapsed() < Duration::from_secs(30), "{}", daemon.log());
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn migrated(major: u32) -> (Pair, Db, Db, Daemon) {
@@ -69,8 +82,12 @@ async fn a_backlog_of_known_types_comes_in_binary_form() {
         write(&source, 2001).await;
         daemon.start_again();
         caught_up(&source, &target, &mut daemon, "*").await;
+        until_streamed(&daemon).await;
         let sessions = sessions(&daemon.log());
         assert_eq!(sessions[sessions.len() - 2..], [true, false], "{}", daemon.log());
+        // What the other session sends is no less than what it would have been.
+        write(&source, 3001).await;
+        caught_up(&source, &target, &mut daemon, "*").await;
     }
 }
 
@@ -86,6 +103,7 @@ async fn a_column_that_the_log_still_has_and_whose_binary_form_is_unknown_makes_
     write(&source, 3001).await;
     daemon.start_again();
     caught_up(&source, &target, &mut daemon, "id, n, at, a, j, b").await;
+    until_streamed(&daemon).await;
     let sessions = sessions(&daemon.log());
     assert!(sessions.contains(&true) && sessions.last() == Some(&false), "{}", daemon.log());
     assert!(daemon.log().contains("which is taken as text"), "{}", daemon.log());
