@@ -53,6 +53,11 @@ campaign-outage: ## MIB (5120) of changes while the broker, then the target is a
 	docker/setup.sh --for test
 	CHANGEOVER_BACKLOG_MIB=$(or $(MIB),5120) $(CARGO) test --locked --test live -- outage:: --nocapture --test-threads 1
 
+.PHONY: campaign-huge
+campaign-huge: ## one transaction of MIB (10240), streamed and as a backlog (60 GB of disk)
+	docker/setup.sh --for test
+	CHANGEOVER_TRANSACTION_MIB=$(or $(MIB),10240) $(CARGO) test --locked --test live -- huge:: --nocapture --test-threads 1
+
 .PHONY: setup
 setup: ## install what demo, tests and benchmarks need (Debian, Ubuntu)
 	docker/setup.sh --for test

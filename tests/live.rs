@@ -49,6 +49,8 @@ mod migrate;
 mod spool;
 #[path = "live/backlog.rs"]
 mod backlog;
+#[path = "live/huge.rs"]
+mod huge;
 #[path = "live/outage.rs"]
 mod outage;
 #[path = "live/throttle.rs"]
