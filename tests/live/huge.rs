@@ -64,7 +64,7 @@ async fn others(url: String, stop: Arc<AtomicBool>) -> u64 {
 /// Looks at green until it shows the large transaction. Returns the longest that small ones took to be shown while blue had
 /// not `committed` it. Behind the commit they wait for it, as on blue's log.
 async fn watch(green: &Db, rows: u64, committed: &AtomicBool) -> Duration {
-    let (first, last) = (1, rows - u64::from(rows % 89 == 0));
+    let (first, last) = (1, rows - u64::from(rows.is_multiple_of(89)));
     let sql = format!(
         "SELECT (SELECT count(*) FROM wide WHERE id IN ({first}, {last})),
                 coalesce((SELECT extract(epoch FROM clock_timestamp() - max(at)) FROM small), 0)"
