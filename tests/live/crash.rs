@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use changeover::demo::StopMode;
 use changeover::telemetry::Point;
 
+use super::outage::until;
 use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, from_environment, read_committed, topic_prefix};
 
 const CLIENTS: u64 = 3;
@@ -239,16 +240,11 @@ async fn a_snapshot_whose_session_is_cut_before_a_worker_adopts_it_is_taken_anew
         let mut daemon = Daemon::prepare(&config);
         daemon.hold_at(Point::SnapshotHanded);
         daemon.start_again();
-        while !daemon.is_held_at(Point::SnapshotHanded) {
-            assert!(daemon.is_running(), "{}", daemon.log());
-            thread::sleep(Duration::from_millis(10));
-        }
+        daemon.wait_until_held_at(Point::SnapshotHanded);
         let its_session = "FROM pg_stat_activity WHERE application_name LIKE 'changeover%snapshot'";
         let cut = format!("SELECT count(pg_terminate_backend(pid)) {its_session}");
         assert_eq!(source.scalar(&cut).await, "1");
-        while source.scalar(&format!("SELECT count(*) {its_session}")).await != "0" {
-            thread::sleep(Duration::from_millis(10));
-        }
+        until(&source, &format!("SELECT count(*) {its_session}"), "0").await;
         daemon.let_go();
         daemon.wait_for_phase("streaming");
         assert!(daemon.log().contains("keep the snapshot of the source"), "{}", daemon.log());

@@ -32,7 +32,7 @@ async fn write(source: &Db, transactions: Range<u64>) {
 }
 
 /// Waits until `sql` gives `wanted`; how long that took.
-async fn until(db: &Db, sql: &str, wanted: &str) -> Duration {
+pub(super) async fn until(db: &Db, sql: &str, wanted: &str) -> Duration {
     let began = Instant::now();
     while db.scalar(sql).await != wanted {
         assert!(began.elapsed() < LAG_MAX, "{sql} does not give {wanted}");

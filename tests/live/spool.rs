@@ -16,8 +16,8 @@ use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, each_committed, to
 pub(super) const SCHEMA: &str = "
     CREATE TABLE wide (id bigint PRIMARY KEY, body text NOT NULL);
     ALTER TABLE wide ALTER COLUMN body SET STORAGE PLAIN;";
-const BODIES: u64 = 500;
-const BODY_BYTES: u64 = 7000;
+pub(super) const BODIES: u64 = 500;
+pub(super) const BODY_BYTES: u64 = 7000;
 /// Rows of one transaction.
 pub(super) const ROWS: u64 = 100;
 /// Of so many rows one stays.

@@ -74,6 +74,15 @@ impl Daemon {
         self.points_dir().join(format!("{}.held", point.name())).exists()
     }
 
+    pub fn wait_until_held_at(&mut self, point: Point) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_held_at(point) {
+            let goes_on = self.is_running() && Instant::now() < deadline;
+            assert!(goes_on, "{}\nnobody reached {}", self.log(), point.name());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Lets go of whoever stands still, now or later.
     pub fn let_go(&self) {
         let first = || fs::read_dir(self.points_dir()).unwrap().next();
