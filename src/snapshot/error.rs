@@ -47,6 +47,9 @@ pub enum Error {
     WouldFire { table: TableName },
     #[error("copy {table}: the source sent {sent} rows and the target took {taken}")]
     RowsLost { table: TableName, sent: u64, taken: u64 },
+    /// A pass over a table gives its rows in the order of its file, each with its place in front.
+    #[error("read {table} in the order of its file: a row came without its place, or out of turn")]
+    OutOfOrder { table: TableName },
     #[error("complete {table}: parts of it are not recorded")]
     PartsMissing { table: TableName },
     #[error("read {what} of the migration {migration} from changeover.unit")]
@@ -89,6 +92,9 @@ impl Error {
             ),
             Self::RowsLost { .. } | Self::PartsMissing { .. } => {
                 halt("something removes rows on the way (a trigger or rule on the target?); see to it, then `resume`")
+            }
+            Self::OutOfOrder { .. } => {
+                halt("report it with the source's version; `[snapshot] split` above the table's size copies it whole")
             }
             Self::MalformedState { .. } => halt("`abort` removes the state, `run` starts anew"),
             Self::MalformedSnapshot { .. } => halt("use a version of changeover that knows this server's version"),

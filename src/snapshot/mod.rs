@@ -8,7 +8,8 @@
 //! ```
 //!
 //! After a crash the snapshot is gone, and what is recorded stays: the next attempt copies the other parts under a
-//! snapshot of its own. A table without key cannot be settled afterwards, so it begins again.
+//! snapshot of its own. A table without key cannot be settled afterwards, so it begins again. A source that reads no block
+//! ranges gives the parts of a table out of one pass ([in_order]).
 
 mod error;
 mod progress;
@@ -22,6 +23,7 @@ mod record;
 mod split;
 mod throttle;
 mod worker;
+mod in_order;
 mod settle;
 mod run;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::destination::Destination;
-use super::split::TableCopy;
+use super::split::{TableCopy, settle_key};
 use crate::schema::Table;
 
 /// A table that is to be copied, and where its rows go.
@@ -16,6 +16,8 @@ pub(super) struct Copied {
     pub(super) cut: Cut,
     /// Which of its rows belong to the migration; `None`: all.
     pub(super) filter: Option<String>,
+    /// The source reads no block range by itself: its parts come out of one pass over the table ([`super::in_order`]).
+    pub(super) in_order: bool,
 }
 
 /// How a table is cut into parts. One that was begun by an earlier attempt stays as it was cut then.
@@ -37,6 +39,8 @@ pub(super) struct Unit {
 /// What a worker takes from the queue.
 pub(super) enum Task {
     Copy(Unit),
+    /// These parts of a table, in one pass.
+    CopyInOrder(Arc<TableCopy>, VecDeque<u32>),
     /// Every part is recorded, and the table is not complete: the earlier attempt ended between the two.
     Complete(Arc<TableCopy>),
 }
@@ -55,12 +59,16 @@ const PARTS_WANTED: u64 = 64;
 /// Parts that are only cut for the sake of [`PARTS_WANTED`] are not smaller than this share of what a part may be.
 const SMALLEST_SHARE: u64 = 8;
 
+/// Before PostgreSQL 14 there is no TID range scan, and whoever reads a block range reads the whole table.
+pub(super) const TID_RANGES_SINCE: u32 = 140_000;
+
 /// How many parts a table is copied in. TOAST counts into the size, since a part reads its share of both.
 ///
-/// Before PostgreSQL 14 there is no TID range scan, and every part would read the whole table.
+/// Where one worker reads all parts, they are worth having only for going on after an interruption.
 pub(super) fn cut(table: &Table, destination: &Destination, source_version: u32, split_bytes: u64) -> Cut {
     let block_count = table.block_count;
-    if source_version < 140_000 || !destination.may_be_split {
+    let in_vain = source_version < TID_RANGES_SINCE && settle_key(table).is_empty();
+    if in_vain || !destination.may_be_split {
         return Cut { part_count: 1, block_count };
     }
     let split_bytes = split_bytes.max(1);
@@ -76,12 +84,18 @@ pub(super) fn cut(table: &Table, destination: &Destination, source_version: u32,
 /// Parts of one table stay together, so that few tables are open at a time.
 pub(super) fn tasks(tables: &[(Arc<TableCopy>, BTreeSet<u32>)]) -> VecDeque<Task> {
     let mut tables: Vec<_> = tables.iter().collect();
-    let size_bytes = |of: &TableCopy| of.copied.table.size_bytes / u64::from(of.copied.cut.part_count);
+    let size_bytes = |of: &TableCopy| {
+        let pieces = if of.copied.in_order { 1 } else { of.copied.cut.part_count };
+        of.copied.table.size_bytes / u64::from(pieces)
+    };
     tables.sort_by_key(|(of, _)| Reverse(size_bytes(of)));
     let left = |(of, done): &&(Arc<TableCopy>, BTreeSet<u32>)| -> Vec<Task> {
-        let parts: Vec<u32> = (0..of.copied.cut.part_count).filter(|part| !done.contains(part)).collect();
+        let parts: VecDeque<u32> = (0..of.copied.cut.part_count).filter(|part| !done.contains(part)).collect();
         if parts.is_empty() {
             return vec![Task::Complete(Arc::clone(of))];
+        }
+        if of.copied.in_order && of.is_split() {
+            return vec![Task::CopyInOrder(Arc::clone(of), parts)];
         }
         parts.into_iter().map(|part| Task::Copy(Unit { of: Arc::clone(of), part })).collect()
     };
@@ -117,6 +131,19 @@ mod tests {
         assert_eq!([parts(1024, 128), parts(8192, 128)], [64, 64]);
         assert_eq!(parts(1 << 20, 128), 8192, "a part is never larger than asked for");
         assert_eq!([parts(3, 1), parts(100, 1)], [24, 100]);
+    }
+
+    #[test]
+    fn a_table_that_is_read_in_one_pass_is_one_task_and_is_cut_only_if_it_can_be_gone_on_with() {
+        let Copied { table, destination, .. } = unit(vec![], 1).of.copied.clone();
+        let table = Table { size_bytes: 1 << 30, block_count: 1 << 17, ..table };
+        let keyless = Table { primary_key: None, ..table.clone() };
+        let parts = |table, version| cut(table, &destination, version, 1 << 27).part_count;
+        assert_eq!([parts(&table, 130_000), parts(&table, 140_000)], [64, 64]);
+        assert_eq!([parts(&keyless, 130_000), parts(&keyless, 140_000)], [1, 64]);
+        let in_order = Copied { in_order: true, ..unit(vec![], 4).of.copied.clone() };
+        let left = tasks(&[(Arc::new(TableCopy::new(in_order, None)), BTreeSet::from([0]))]);
+        assert!(matches!(&*Vec::from(left), [Task::CopyInOrder(_, parts)] if *parts == [1, 2, 3]));
     }
 
     #[test]

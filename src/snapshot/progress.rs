@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::estimate::{self, Capacity, Counted, Known, Rate, Window};
+use super::plan::TID_RANGES_SINCE;
 use super::record::Recorded;
 use super::worker::Moved;
 use crate::model::TableName;
@@ -15,8 +16,6 @@ use crate::schema::{Catalog, Table};
 
 /// Pages of a heap, unless the server was built with another size: good enough to tell TOAST from heap.
 const BLOCK_BYTES: u64 = 8192;
-/// Before PostgreSQL 14 a part of a table cannot be read by itself.
-const SPLITS_SINCE: u32 = 140_000;
 
 /// Shared between the copy's workers, which count, and whoever reports. Empty until the copy has been planned.
 #[derive(Debug)]
@@ -170,7 +169,8 @@ impl Progress {
     }
 
     fn capacity(&self) -> Capacity {
-        let splits = self.source_version_num.load(Ordering::Relaxed) >= SPLITS_SINCE;
+        // Else one worker reads all of a table.
+        let splits = self.source_version_num.load(Ordering::Relaxed) >= TID_RANGES_SINCE;
         Capacity { workers: self.workers, split_bytes: splits.then_some(self.split_bytes) }
     }
 }

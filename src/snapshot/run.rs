@@ -126,7 +126,8 @@ async fn choose(
         }
         let cut = plan::cut(table, &destination, catalog.server_version_num, options.split_bytes);
         let filter = options.rows.of(&table.name).map(str::to_owned);
-        chosen.push(Copied { table: table.clone(), destination, cut, filter });
+        let in_order = catalog.server_version_num < plan::TID_RANGES_SINCE;
+        chosen.push(Copied { table: table.clone(), destination, cut, filter, in_order });
     }
     Ok(chosen)
 }

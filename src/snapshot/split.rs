@@ -8,7 +8,8 @@ use tokio::sync::OnceCell;
 use super::holder::Holder;
 use super::plan::Copied;
 use super::record::Partial;
-use crate::model::SnapshotSet;
+use crate::model::{ReplicaIdentity, SnapshotSet};
+use crate::schema::Table;
 
 /// Shared by the workers that copy its parts.
 #[derive(Debug)]
@@ -102,10 +103,15 @@ impl Copied {
     /// Columns that tell rows apart and are never NULL: the primary key, or the index that is the replica identity. None
     /// when there are none.
     pub(super) fn settle_key(&self) -> &[String] {
-        match &self.table.primary_key {
-            Some(key) => key,
-            None if self.table.replica_identity == crate::model::ReplicaIdentity::Index => &self.table.identity_columns,
-            None => &[],
-        }
+        settle_key(&self.table)
+    }
+}
+
+/// See [`Copied::settle_key`].
+pub(super) fn settle_key(table: &Table) -> &[String] {
+    match &table.primary_key {
+        Some(key) => key,
+        None if table.replica_identity == ReplicaIdentity::Index => &table.identity_columns,
+        None => &[],
     }
 }

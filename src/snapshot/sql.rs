@@ -17,14 +17,27 @@ pub(super) fn copy_out(unit: &Unit, base: Option<&SnapshotSet>) -> String {
         (None, Some(filter)) => format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {filter}) TO STDOUT ({format})"),
         (Some(blocks), filter) => {
             let to = blocks.to.map(|to| format!(" AND ctid < '({to},0)'::tid")).unwrap_or_default();
-            let old = base.map(|base| format!(" AND {}", written_before(base))).unwrap_or_default();
-            let filter = filter.map(|filter| format!(" AND {filter}")).unwrap_or_default();
+            let also = also(base, filter);
             format!(
-                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{old}{filter}) TO STDOUT ({format})",
+                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{also}) TO STDOUT ({format})",
                 blocks.from
             )
         }
     }
+}
+
+/// The same for a part and all that come after it, each row with its place in front ([`super::in_order`]).
+pub(super) fn copy_out_in_order(unit: &Unit, base: Option<&SnapshotSet>) -> String {
+    let copied = &unit.of.copied;
+    let (name, columns, format) = (copied.table.name.quoted(), columns(copied), format_of(copied));
+    let from = copied.cut.blocks(unit.part).map_or(0, |blocks| blocks.from);
+    let also = also(base, filter_of(copied));
+    format!("COPY (SELECT ctid, {columns} FROM ONLY {name} WHERE ctid >= '({from},0)'::tid{also}) TO STDOUT ({format})")
+}
+
+fn also(base: Option<&SnapshotSet>, filter: Option<String>) -> String {
+    let old = base.map(|base| format!(" AND {}", written_before(base))).unwrap_or_default();
+    old + &filter.map(|filter| format!(" AND {filter}")).unwrap_or_default()
 }
 
 /// On lines of its own: it may end in a comment.
@@ -290,7 +303,8 @@ pub(super) mod tests {
             may_be_split: true,
             binary: true,
         };
-        let copied = Copied { table, destination, cut: Cut { part_count, block_count: 10 }, filter: None };
+        let copied =
+            Copied { table, destination, cut: Cut { part_count, block_count: 10 }, filter: None, in_order: false };
         Unit { of: Arc::new(TableCopy::new(copied, None)), part: part_count - 1 }
     }
 
@@ -326,6 +340,10 @@ pub(super) mod tests {
             "COPY (SELECT \"a\" FROM ONLY \"s\".\"t\" WHERE (\nb\n)) TO STDOUT (FORMAT binary)"
         );
         assert_eq!(copy_in(&part.of.copied), r#"COPY "s"."t" ("a") FROM STDIN (FORMAT binary)"#);
+        assert_eq!(
+            copy_out_in_order(&filtered(part.clone(), "b"), None),
+            "COPY (SELECT ctid, \"a\" FROM ONLY \"s\".\"t\" WHERE ctid >= '(5,0)'::tid AND (\nb\n)) TO STDOUT (FORMAT binary)"
+        );
         let migration = "m".parse().unwrap();
         assert_eq!(begin(&part, &migration), "BEGIN");
         assert!(begin(&unit(vec![], 1), &migration).starts_with(r#"BEGIN; TRUNCATE ONLY "s"."t"; DELETE"#));

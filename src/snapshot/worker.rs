@@ -119,7 +119,7 @@ async fn copy_units(attempt: &Attempt) -> Result<(), Error> {
 
 /// Waits until another unit may be begun. Who waits for longer keeps no snapshot meanwhile: what parts of a table were
 /// read under then and later is brought together as after a crash ([`super::settle`]).
-async fn wait_to_begin(attempt: &Attempt, worker: Option<&mut Worker<'_>>) -> Result<(), Error> {
+pub(super) async fn wait_to_begin(attempt: &Attempt, worker: Option<&mut Worker<'_>>) -> Result<(), Error> {
     let throttle = &attempt.options.throttle;
     tokio::select! {
         biased; // usually there is nothing to wait for
@@ -136,7 +136,7 @@ async fn wait_to_begin(attempt: &Attempt, worker: Option<&mut Worker<'_>>) -> Re
 
 pub(super) struct Worker<'a> {
     pub(super) attempt: &'a Attempt,
-    source: RawConnection,
+    pub(super) source: RawConnection,
     pub(super) target: RawConnection,
     /// The snapshot that our transaction on the source reads under.
     adopted: Option<Arc<Holder>>,
@@ -147,7 +147,7 @@ pub(super) struct Worker<'a> {
 impl<'a> Worker<'a> {
     async fn open(attempt: &'a Attempt) -> Result<Self, Error> {
         let options = &attempt.options;
-        let source = wire::connect_raw(&options.source, Mode::Sql, "copy").await.map_err(Error::Connect)?;
+        let source = open_source(options).await?;
         let mut target = wire::connect_raw(&options.target, Mode::Sql, "copy").await.map_err(Error::Connect)?;
         let doing = |doing| move |source| Error::Prepare { doing, source };
         // A unit that a crash of the target takes back is gone together with its record. What relies on records is
@@ -159,6 +159,14 @@ impl<'a> Worker<'a> {
         };
         target.simple_query(settings).await.map_err(doing("prepare the target for the copy"))?;
         Ok(Self { attempt, source, target, adopted: None, ahead: None })
+    }
+
+    /// Ends whatever the source does for us, and reads with another session from now on.
+    pub(super) async fn renew_source(&mut self) -> Result<(), Error> {
+        self.cancel_source().await;
+        self.adopted = None;
+        self.source = open_source(&self.attempt.options).await?;
+        Ok(())
     }
 
     /// Reads under this snapshot from now on.
@@ -195,6 +203,7 @@ impl<'a> Worker<'a> {
     async fn work_on(&mut self, task: Task) -> Result<(), Error> {
         match task {
             Task::Copy(unit) => self.copy(&unit).await?,
+            Task::CopyInOrder(of, parts) => self.copy_in_order(&of, parts).await?,
             Task::Complete(of) => self.complete(&of).await?,
         }
         while let Some(unit) = self.ahead.take() {
@@ -232,7 +241,7 @@ impl<'a> Worker<'a> {
     }
 
     /// What the next part of a table is read under, and the table's first snapshot where that is another one.
-    async fn snapshot_for(&mut self, of: &TableCopy) -> Result<(Arc<Holder>, Option<SnapshotSet>), Error> {
+    pub(super) async fn snapshot_for(&mut self, of: &TableCopy) -> Result<(Arc<Holder>, Option<SnapshotSet>), Error> {
         let newest = self.attempt.newest().await?;
         if !of.is_split() {
             return Ok((newest, None));
@@ -291,24 +300,11 @@ impl<'a> Worker<'a> {
             }
             Err((doing, source)) => Err(failed(doing)(source)),
         };
-        match taken {
-            Ok(taken) if sent == Some(taken) => {
-                counts.settle(&moved, taken);
-                Ok(Moved { rows: taken, ..moved })
-            }
-            Ok(taken) => {
-                counts.take_back(&moved);
-                Err(Error::RowsLost { table: name.clone(), sent: sent.unwrap_or_default(), taken })
-            }
-            Err(error) => {
-                counts.take_back(&moved);
-                Err(error)
-            }
-        }
+        moved.account(name, counts, sent, taken)
     }
 
     /// Spares the source's log a lost connection in the middle of a copy.
-    async fn cancel_source(&self) {
+    pub(super) async fn cancel_source(&self) {
         if self.source.is_in_copy()
             && let Err(error) = self.source.cancel_token().cancel().await
         {
@@ -317,7 +313,7 @@ impl<'a> Worker<'a> {
     }
 
     /// A record that is there already was left by a backend whose client has died.
-    async fn record(&mut self, unit: &Unit, holder: &Holder, moved: Moved) -> Result<(), Error> {
+    pub(super) async fn record(&mut self, unit: &Unit, holder: &Holder, moved: Moved) -> Result<(), Error> {
         let taken =
             sql::Taken { snapshot: &holder.snapshot, until: holder.until, rows: moved.rows, bytes: moved.bytes };
         let record = sql::record(unit, &self.attempt.options.migration, &taken);
@@ -331,7 +327,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Every part is recorded. A table of one part is complete by its record.
-    async fn complete(&mut self, of: &TableCopy) -> Result<(), Error> {
+    pub(super) async fn complete(&mut self, of: &TableCopy) -> Result<(), Error> {
         debug_assert!(of.is_recorded(), "a table is complete when its parts are");
         let (copied, table) = (&of.copied, &of.copied.table.name);
         if of.is_mixed() {
@@ -358,6 +354,10 @@ impl<'a> Worker<'a> {
             }
         }
     }
+}
+
+async fn open_source(options: &Options) -> Result<RawConnection, Error> {
+    wire::connect_raw(&options.source, Mode::Sql, "copy").await.map_err(Error::Connect)
 }
 
 /// Asks the source for the unit that comes after `unit`, if it can be read already.
@@ -399,6 +399,27 @@ pub(super) struct Moved {
     pub(super) bytes: u64,
     pub(super) frames: u64,
     pub(super) rows: u64,
+}
+
+impl Moved {
+    /// What was moved and counted on the way: it came to something if the target has `taken` as many rows as were `sent`.
+    pub(super) fn account(
+        self,
+        name: &TableName,
+        counts: &Counts,
+        sent: Option<u64>,
+        taken: Result<u64, Error>,
+    ) -> Result<Self, Error> {
+        let outcome = taken.and_then(|taken| {
+            let lost = || Error::RowsLost { table: name.clone(), sent: sent.unwrap_or_default(), taken };
+            if sent == Some(taken) { Ok(Self { rows: taken, ..self }) } else { Err(lost()) }
+        });
+        match &outcome {
+            Ok(moved) => counts.settle(moved, moved.rows),
+            Err(_) => counts.take_back(&self),
+        }
+        outcome
+    }
 }
 
 enum Ended {

@@ -66,6 +66,11 @@ impl RawConnection {
         Ok(CopyOut { connection: self, row_count: None })
     }
 
+    /// Goes on with a copy that was taken up and has not come to its end.
+    pub fn copy_out_under_way(&mut self) -> CopyOut<'_> {
+        CopyOut { connection: self, row_count: None }
+    }
+
     /// A copy was asked for or begun, and not brought to its end.
     pub fn is_in_copy(&self) -> bool {
         self.in_copy

@@ -346,7 +346,8 @@ async fn parts_more(target: &Db, wanted: usize) {
 async fn fifty_blows_while_copying_cost_no_finished_part_and_no_row() {
     let seed = seed();
     let mut rng = Rng::with_seed(seed);
-    let mut pair = Pair::of(15, 15);
+    // One reads block ranges, the other gives them out of one pass.
+    let mut pair = Pair::of(if seed.is_multiple_of(2) { 15 } else { 13 }, 15);
     let source = pair.source.connect().await;
     let mut target = pair.target.connect().await;
     for side in [&source, &target] {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::schema::{NASTY, chinook, everything, migration, only, prepared, prepared_on};
-use crate::support::{Db, Pair};
+use crate::support::{Db, Pair, source_and_target};
 
 /// Small enough that tables of a few hundred kilobytes are split.
 const SPLIT_BYTES: u64 = 64 * 1024;
@@ -101,37 +101,74 @@ async fn values_names_and_shapes_that_are_difficult_are_copied_as_they_are() {
     assert_equal(&pair, &catalog).await;
 }
 
+/// The oldest server reads no block range by itself, so that a table's parts come out of one pass over it.
+const IN_ORDER: (u32, u32) = (13, 15);
+
+async fn in_order(sql: &str) -> (Pair, CopyOptions) {
+    prepared_on(Pair::of(IN_ORDER.0, IN_ORDER.1), sql).await
+}
+
 #[tokio::test]
 async fn a_large_table_is_copied_in_parts_whose_rows_are_each_there_once() {
     let sql = "CREATE TABLE large (id bigint PRIMARY KEY, t text);
                INSERT INTO large SELECT n, repeat('x', 100) FROM generate_series(1, 20000) n;
                DELETE FROM large WHERE id % 3 = 0; UPDATE large SET t = 'updated' WHERE id % 7 = 0";
-    let (pair, options) = prepared(sql).await;
-    let (catalog, _) = migrate(&options).await;
-    assert_equal(&pair, &catalog).await;
+    for (pair, options) in [prepared(sql).await, in_order(sql).await] {
+        let (catalog, _) = migrate(&options).await;
+        assert_equal(&pair, &catalog).await;
+        let target = pair.target.connect().await;
+        let parts = "SELECT count(*) > 20, count(*) FILTER (WHERE complete), count(DISTINCT snapshot), sum(row_count)
+                     FROM changeover.unit";
+        assert_eq!(target.query_text(parts).await, ["t|1|1|13334"]);
+    }
+}
+
+/// Values that travel as text, blocks without a wanted row, and a condition that an index would answer faster.
+#[tokio::test]
+async fn one_pass_over_a_table_gives_its_rows_in_text_and_by_a_condition() {
+    let sql = "CREATE TYPE mood AS ENUM ('ok', 'a,b)'); CREATE DOMAIN tabbed AS text;
+               CREATE TABLE odd (id int PRIMARY KEY, mood mood, t tabbed, a text[], n numeric);
+               INSERT INTO odd SELECT n, 'a,b)', E'(1,2)\t\\\n' || n, ARRAY[E'\t', NULL], 'NaN' FROM generate_series(1, 9000) n;
+               CREATE INDEX ON odd (n, id); DELETE FROM odd WHERE id BETWEEN 2000 AND 6000; ANALYZE odd";
+    let (pair, options) = in_order(sql).await;
+    let catalog = catalog_of(&options).await;
+    schema::copy_pre_data(&options, &catalog).await.unwrap();
     let target = pair.target.connect().await;
-    let parts = "SELECT count(*) > 20, count(*) FILTER (WHERE complete), count(DISTINCT snapshot), sum(row_count)
-                 FROM changeover.unit";
-    assert_eq!(target.query_text(parts).await, ["t|1|1|13334"]);
+    target.exec("ALTER TABLE odd ALTER n TYPE text").await;
+    let few = (TableName::new("public", "odd"), "id < 100 OR id = 8999 -- few".to_owned());
+    let rows = RowFilters::from_iter([few]);
+    let options = snapshot::Options { rows, ..copying(&options) };
+    snapshot::run(options, &catalog, Arc::default(), CancellationToken::new()).await.unwrap();
+    let wanted =
+        pair.source.connect().await.query_text("SELECT * FROM odd WHERE id < 100 OR id = 8999 ORDER BY id").await;
+    assert_eq!(target.query_text("SELECT * FROM odd ORDER BY id").await, wanted);
+    assert_eq!(target.scalar("SELECT count(*) > 10 AND sum(row_count) = 100 FROM changeover.unit").await, "t");
 }
 
 #[tokio::test]
 async fn what_is_copied_is_exactly_what_the_recorded_snapshot_sees() {
-    exactly_what_the_snapshot_sees(None).await;
+    exactly_what_the_snapshot_sees(source_and_target().await, None).await;
 }
 
 /// Each part under a snapshot of its own, while rows come, go and move.
 #[tokio::test]
 async fn the_same_holds_when_no_snapshot_may_grow_old() {
-    exactly_what_the_snapshot_sees(Some(Duration::ZERO)).await;
+    exactly_what_the_snapshot_sees(source_and_target().await, Some(Duration::ZERO)).await;
 }
 
-async fn exactly_what_the_snapshot_sees(snapshot_age_max: Option<Duration>) {
+#[tokio::test]
+async fn the_same_holds_for_parts_out_of_one_pass_or_of_one_pass_each() {
+    for snapshot_age_max in [None, Some(Duration::ZERO)] {
+        exactly_what_the_snapshot_sees(Pair::of(IN_ORDER.0, IN_ORDER.1), snapshot_age_max).await;
+    }
+}
+
+async fn exactly_what_the_snapshot_sees(pair: Pair, snapshot_age_max: Option<Duration>) {
     let sql = "CREATE TABLE busy (id bigserial PRIMARY KEY, xid xid8 DEFAULT pg_current_xact_id(), pad text);
                CREATE TABLE busy_too (id bigserial PRIMARY KEY, xid xid8 DEFAULT pg_current_xact_id(), pad text);
                INSERT INTO busy (pad) SELECT repeat('x', 200) FROM generate_series(1, 10000);
                INSERT INTO busy_too (pad) SELECT repeat('x', 200) FROM generate_series(1, 10000)";
-    let (pair, options) = prepared(sql).await;
+    let (pair, options) = prepared_on(pair, sql).await;
     let writers: Vec<Db> =
         [pair.source.connect().await, pair.source.connect().await, pair.source.connect().await].into();
     let straggler = pair.source.connect().await;
@@ -248,7 +285,15 @@ const PARTS: &str = "SELECT part, snapshot, finished_at FROM changeover.unit WHE
 
 #[tokio::test]
 async fn a_table_is_gone_on_with_where_its_copy_was_interrupted_whatever_has_changed_since() {
-    let (pair, options) = prepared(INTERRUPTED).await;
+    gone_on_with(prepared(INTERRUPTED).await).await;
+}
+
+#[tokio::test]
+async fn a_table_that_is_read_in_one_pass_is_gone_on_with_in_another_one() {
+    gone_on_with(in_order(INTERRUPTED).await).await;
+}
+
+async fn gone_on_with((pair, options): (Pair, CopyOptions)) {
     let (source, target) = (pair.source.connect().await, pair.target.connect().await);
     let (catalog, progress) = interrupted(&options, &target).await;
     let before = target.query_text(PARTS).await;
@@ -290,7 +335,15 @@ async fn a_table_is_gone_on_with_where_its_copy_was_interrupted_whatever_has_cha
 
 #[tokio::test]
 async fn no_snapshot_is_held_for_much_longer_than_allowed() {
-    let (pair, options) = prepared(INTERRUPTED).await;
+    none_is_held_for_longer(prepared(INTERRUPTED).await).await;
+}
+
+#[tokio::test]
+async fn nor_is_that_of_a_pass_over_a_table() {
+    none_is_held_for_longer(in_order(INTERRUPTED).await).await;
+}
+
+async fn none_is_held_for_longer((pair, options): (Pair, CopyOptions)) {
     let (source, target) = (pair.source.connect().await, pair.target.connect().await);
     let catalog = catalog_of(&options).await;
     schema::copy_pre_data(&options, &catalog).await.unwrap();
@@ -316,9 +369,12 @@ async fn no_snapshot_is_held_for_much_longer_than_allowed() {
 
 #[tokio::test]
 async fn a_table_that_was_truncated_or_rewritten_meanwhile_begins_again() {
-    for change in ["TRUNCATE t; INSERT INTO t SELECT n, 'new', 'new' FROM generate_series(1, 4000) n", "VACUUM FULL t"]
-    {
-        let (pair, options) = prepared(INTERRUPTED).await;
+    const REFILL: &str = "TRUNCATE t; INSERT INTO t SELECT n, 'new', 'new' FROM generate_series(1, 4000) n";
+    for (change, (pair, options)) in [
+        (REFILL, prepared(INTERRUPTED).await),
+        ("VACUUM FULL t", prepared(INTERRUPTED).await),
+        ("VACUUM FULL t", in_order(INTERRUPTED).await),
+    ] {
         let (source, target) = (pair.source.connect().await, pair.target.connect().await);
         let (catalog, progress) = interrupted(&options, &target).await;
         source.exec("DELETE FROM t WHERE id % 2 = 0").await;
@@ -334,7 +390,11 @@ async fn a_table_that_was_truncated_or_rewritten_meanwhile_begins_again() {
 /// The daemon died behind the last part, before the table was marked as complete.
 #[tokio::test]
 async fn a_table_whose_parts_are_all_there_is_only_completed() {
-    let (pair, options) = prepared(INTERRUPTED).await;
+    only_completed(prepared(INTERRUPTED).await).await;
+    only_completed(in_order(INTERRUPTED).await).await;
+}
+
+async fn only_completed((pair, options): (Pair, CopyOptions)) {
     let (source, target) = (pair.source.connect().await, pair.target.connect().await);
     let (catalog, progress) = interrupted(&options, &target).await;
     source.exec("DELETE FROM t WHERE id % 2 = 0").await;
