@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Error;
 use crate::model::{TableFilter, TableName, TablePattern};
-use crate::schema::{self, Catalog, Table, TableKind, TriggerState};
+use crate::schema::{self, Catalog, Column, Table, TableKind, TriggerState};
 use crate::wire::Session;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,9 @@ pub(super) struct Destination {
     pub(super) truncate: bool,
     pub(super) may_be_split: bool,
     pub(super) binary: bool,
+    /// Columns that are `char(n)` on both sides. The target pads what it is given, so trailing blanks need not travel: a
+    /// server counts the characters of each value that arrives, blanks too (`bpchar_input` in `varchar.c`).
+    pub(super) padded: BTreeSet<String>,
 }
 
 /// The target's tables as far as they matter here.
@@ -52,6 +55,7 @@ impl Target {
             truncate,
             may_be_split: !shared,
             binary: table.binary_copy_to(self.catalog.server_version_num) && same_types(table, found),
+            padded: padded(table, found),
         })
     }
 
@@ -83,4 +87,13 @@ fn same_types(source: &Table, target: &Table) -> bool {
     source
         .copied_columns()
         .all(|column| target.column(&column.name).is_some_and(|other| other.type_name == column.type_name))
+}
+
+fn padded(source: &Table, target: &Table) -> BTreeSet<String> {
+    let is_bpchar = |column: &Column| column.type_name.schema == "pg_catalog" && column.type_name.name == "bpchar";
+    // Without a length it keeps the blanks that it is given.
+    let pads = |column: &Column| is_bpchar(column) && column.type_modifier >= 0;
+    let both =
+        source.columns.iter().filter(|column| is_bpchar(column) && target.column(&column.name).is_some_and(pads));
+    both.map(|column| column.name.clone()).collect()
 }

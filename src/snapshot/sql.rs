@@ -3,16 +3,19 @@
 use super::plan::{Copied, Unit};
 use super::split::Begun;
 use crate::model::{Lsn, MigrationName, SnapshotSet, quote_identifier, quote_literal};
+use crate::schema::Column;
 
 /// `COPY ... TO STDOUT` on the source. Columns are named, so that the order of both tables may differ; generated ones
 /// are left out, since the target computes them. `base` is the snapshot that the table was begun under, if the part is
 /// read under a later one.
 pub(super) fn copy_out(unit: &Unit, base: Option<&SnapshotSet>) -> String {
     let copied = &unit.of.copied;
-    let (name, columns, format) = (copied.table.name.quoted(), columns(copied), format_of(copied));
+    let (name, columns, format) = (copied.table.name.quoted(), selected(copied), format_of(copied));
     match (copied.cut.blocks(unit.part), filter_of(copied)) {
-        // A list of no columns can be selected, and not written behind the name of a table.
-        (None, None) if columns.is_empty() => format!("COPY (SELECT FROM ONLY {name}) TO STDOUT ({format})"),
+        // Neither a list of no columns nor an expression can be written behind the name of a table.
+        (None, None) if columns.is_empty() || !copied.destination.padded.is_empty() => {
+            format!("COPY (SELECT {columns} FROM ONLY {name}) TO STDOUT ({format})")
+        }
         (None, None) => format!("COPY {name} ({columns}) TO STDOUT ({format})"),
         (None, Some(filter)) => format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {filter}) TO STDOUT ({format})"),
         (Some(blocks), filter) => {
@@ -29,7 +32,7 @@ pub(super) fn copy_out(unit: &Unit, base: Option<&SnapshotSet>) -> String {
 /// The same for a part and all that come after it, each row with its place in front ([`super::in_order`]).
 pub(super) fn copy_out_in_order(unit: &Unit, base: Option<&SnapshotSet>) -> String {
     let copied = &unit.of.copied;
-    let (name, columns, format) = (copied.table.name.quoted(), columns(copied), format_of(copied));
+    let (name, columns, format) = (copied.table.name.quoted(), selected(copied), format_of(copied));
     let from = copied.cut.blocks(unit.part).map_or(0, |blocks| blocks.from);
     let also = also(base, filter_of(copied));
     format!("COPY (SELECT ctid, {columns} FROM ONLY {name} WHERE ctid >= '({from},0)'::tid{also}) TO STDOUT ({format})")
@@ -63,6 +66,15 @@ pub(super) fn copy_in(copied: &Copied) -> String {
 
 fn columns(copied: &Copied) -> String {
     copied.table.copied_columns().map(|column| quote_identifier(&column.name)).collect::<Vec<_>>().join(", ")
+}
+
+/// The same columns as the source is to send them.
+fn selected(copied: &Copied) -> String {
+    let one = |column: &Column| {
+        let name = quote_identifier(&column.name);
+        if copied.destination.padded.contains(&column.name) { format!("{name}::pg_catalog.text") } else { name }
+    };
+    copied.table.copied_columns().map(one).collect::<Vec<_>>().join(", ")
 }
 
 fn format_of(copied: &Copied) -> &'static str {
@@ -210,7 +222,7 @@ impl Settle<'_> {
 
     /// The rows that were written since, on the source.
     pub(super) fn changed_out(&self) -> String {
-        self.out(&columns(self.copied), &format!("NOT ({})", written_before(self.base)))
+        self.out(&selected(self.copied), &format!("NOT ({})", written_before(self.base)))
     }
 
     /// Marks the table as complete, as of the snapshot that it was settled under.
@@ -248,6 +260,7 @@ fn literals(copied: &Copied) -> (String, String) {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::BTreeSet;
     use std::sync::Arc;
 
     use super::super::destination::Destination;
@@ -255,7 +268,7 @@ pub(super) mod tests {
     use super::super::split::TableCopy;
     use super::*;
     use crate::model::{ReplicaIdentity, TableName, TypeName};
-    use crate::schema::{BinaryCopy, Column, GeneratedKind, Table, TableKind};
+    use crate::schema::{BinaryCopy, GeneratedKind, Table, TableKind};
 
     fn column(name: &str, generated: Option<GeneratedKind>) -> Column {
         Column {
@@ -302,6 +315,7 @@ pub(super) mod tests {
             truncate: true,
             may_be_split: true,
             binary: true,
+            padded: BTreeSet::new(),
         };
         let copied =
             Copied { table, destination, cut: Cut { part_count, block_count: 10 }, filter: None, in_order: false };
@@ -318,8 +332,16 @@ pub(super) mod tests {
         let some = unit(vec![column("a\"b", None), column("g", Some(GeneratedKind::Stored))], 1);
         assert_eq!(copy_out(&some, None), r#"COPY "s"."t" ("a""b") TO STDOUT (FORMAT binary)"#);
         assert_eq!(copy_in(&some.of.copied), r#"COPY "s"."t" ("a""b") FROM STDIN (FORMAT binary, FREEZE)"#);
+        let mut padded = unit(vec![column("a", None), column("b", None)], 1).of.copied.clone();
+        padded.destination.padded = BTreeSet::from(["b".to_owned()]);
+        let padded = Unit { of: Arc::new(TableCopy::new(padded, None)), part: 0 };
+        assert_eq!(
+            copy_out(&padded, None),
+            r#"COPY (SELECT "a", "b"::pg_catalog.text FROM ONLY "s"."t") TO STDOUT (FORMAT binary)"#
+        );
+        assert_eq!(copy_in(&padded.of.copied), r#"COPY "s"."t" ("a", "b") FROM STDIN (FORMAT binary, FREEZE)"#);
         let none = unit(vec![], 1);
-        assert_eq!(copy_out(&none, None), r#"COPY (SELECT FROM ONLY "s"."t") TO STDOUT (FORMAT binary)"#);
+        assert_eq!(copy_out(&none, None), r#"COPY (SELECT  FROM ONLY "s"."t") TO STDOUT (FORMAT binary)"#);
         assert_eq!(copy_in(&none.of.copied), r#"COPY "s"."t" FROM STDIN (FORMAT binary, FREEZE)"#);
     }
 

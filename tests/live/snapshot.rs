@@ -418,6 +418,34 @@ async fn only_completed((pair, options): (Pair, CopyOptions)) {
     assert_eq!(target.scalar("SELECT count(*) FROM changeover.unit WHERE complete").await, "1");
 }
 
+/// Blanks at the end of a `char(n)` do not travel where the target puts them back, and do where it does not.
+#[tokio::test]
+async fn blanks_at_the_end_are_there_as_they_were() {
+    let sql = "CREATE DOMAIN code AS char(5);
+               CREATE TABLE padded (id int PRIMARY KEY, a char(6), b char(6), c bpchar, d bpchar, e code, f char(4)[], h char(3));
+               INSERT INTO padded SELECT n, v, v, v || ' ', v || '  ', v, ARRAY[v], v FROM (VALUES
+                   (1, ''), (2, ' '), (3, 'ab'), (4, ' ab'), (5, NULL), (6, 'é€'), (7, E'\\t'), (8, E'\\\\ ')) AS t (n, v)";
+    const OF_SOURCE: &str =
+        "SELECT id, a, octet_length(a), octet_length(b), octet_length(c), octet_length(d::char(9)), e, f,
+                                    octet_length(e), octet_length(f[1]), octet_length(h) FROM padded ORDER BY id";
+    for (pair, options) in [prepared(sql).await, in_order(sql).await] {
+        let catalog = catalog_of(&options).await;
+        schema::copy_pre_data(&options, &catalog).await.unwrap();
+        let (source, target) = (pair.source.connect().await, pair.target.connect().await);
+        target.exec("ALTER TABLE padded ALTER b TYPE text, ALTER d TYPE char(9), ALTER h TYPE char(2)").await;
+        let refused = copy(&options, &catalog, &Arc::default()).await.unwrap_err();
+        assert!(refused.to_string().contains("public.padded"), "{refused}");
+        target.exec("ALTER TABLE padded ALTER h TYPE char(3)").await;
+        for split_bytes in [u64::MAX, 1] {
+            target.exec("TRUNCATE padded, changeover.unit, changeover.split").await;
+            let options = snapshot::Options { split_bytes, ..copying(&options) };
+            snapshot::run(options, &catalog, Arc::default(), CancellationToken::new()).await.unwrap();
+            let wanted = source.query_text(OF_SOURCE).await;
+            assert_eq!(target.query_text(&OF_SOURCE.replace("d::char(9)", "d")).await, wanted);
+        }
+    }
+}
+
 #[tokio::test]
 async fn rows_that_are_not_ours_are_never_removed() {
     let (pair, options) = prepared("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await;
