@@ -182,6 +182,6 @@ fn changeover(source: &PgCluster, target: &PgCluster, set: &Set, full: bool) -> 
             assert!(status.success(), "{}", ours.log());
             return used;
         }
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(std::time::Duration::from_millis(25));
     }
 }

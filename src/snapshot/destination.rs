@@ -17,8 +17,8 @@ pub(super) struct Destination {
     pub(super) truncate: bool,
     pub(super) may_be_split: bool,
     pub(super) binary: bool,
-    /// Columns that are `char(n)` on both sides. The target pads what it is given, so trailing blanks need not travel: a
-    /// server counts the characters of each value that arrives, blanks too (`bpchar_input` in `varchar.c`).
+    /// Columns that are `char(n)` on both sides: the target pads what it is given, so values of nothing but blanks need not
+    /// travel. A server counts the characters of each value that arrives, blanks too (`bpchar_input` in `varchar.c`).
     pub(super) padded: BTreeSet<String>,
 }
 

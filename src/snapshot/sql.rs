@@ -68,11 +68,19 @@ fn columns(copied: &Copied) -> String {
     copied.table.copied_columns().map(|column| quote_identifier(&column.name)).collect::<Vec<_>>().join(", ")
 }
 
-/// The same columns as the source is to send them.
+/// The same columns as the source is to send them: of a `char(n)` nothing but blanks is nothing. (Taking the blanks off the
+/// end of every value costs the server more than sending them: `dotrim` looks at each character.)
 fn selected(copied: &Copied) -> String {
     let one = |column: &Column| {
         let name = quote_identifier(&column.name);
-        if copied.destination.padded.contains(&column.name) { format!("{name}::pg_catalog.text") } else { name }
+        if !copied.destination.padded.contains(&column.name) {
+            return name;
+        }
+        // The column's own collation may take other characters for nothing.
+        format!(
+            "CASE WHEN {name} COLLATE pg_catalog.\"C\" OPERATOR(pg_catalog.=) ''::pg_catalog.bpchar \
+             THEN ''::pg_catalog.bpchar ELSE {name} END"
+        )
     };
     copied.table.copied_columns().map(one).collect::<Vec<_>>().join(", ")
 }
@@ -337,7 +345,7 @@ pub(super) mod tests {
         let padded = Unit { of: Arc::new(TableCopy::new(padded, None)), part: 0 };
         assert_eq!(
             copy_out(&padded, None),
-            r#"COPY (SELECT "a", "b"::pg_catalog.text FROM ONLY "s"."t") TO STDOUT (FORMAT binary)"#
+            r#"COPY (SELECT "a", CASE WHEN "b" COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) ''::pg_catalog.bpchar THEN ''::pg_catalog.bpchar ELSE "b" END FROM ONLY "s"."t") TO STDOUT (FORMAT binary)"#
         );
         assert_eq!(copy_in(&padded.of.copied), r#"COPY "s"."t" ("a", "b") FROM STDIN (FORMAT binary, FREEZE)"#);
         let none = unit(vec![], 1);
