@@ -182,7 +182,7 @@ impl Driver {
         loop {
             self.fill()?;
             self.stage()?;
-            self.launch()?;
+            self.launch().await?;
             self.rest();
             if self.is_done() {
                 return Ok(());
@@ -318,6 +318,8 @@ impl Driver {
         let Flight { group, flushes, .. } = self.flight.take().expect("only a flight is answered");
         let mut flushed = flushes;
         match outcome {
+            // The server should not wait for our accounts.
+            Outcome::Done if self.staged.is_some() => self.launch().await?,
             Outcome::Done => {}
             Outcome::Failed { label: Step::Layer(layer), error } if error.disposition() != Disposition::Retry => {
                 self.mistrust(&group, layer, &error);

@@ -50,7 +50,7 @@ impl Driver {
     }
 
     /// Sends the group when it is time.
-    pub(super) fn launch(&mut self) -> Result<(), Error> {
+    pub(super) async fn launch(&mut self) -> Result<(), Error> {
         if self.flight.is_some() || self.stopping {
             return Ok(());
         }
@@ -60,11 +60,12 @@ impl Driver {
             None => self.write_out()?,
         };
         self.gather_until = None;
+        Point::GroupDue.reach();
+        let sent = self.target.send(staged.script).await;
+        // Whoever asks for these keys asks us first, and is not answered before they are there.
         if let Some(touched) = &self.ports.touched {
             report::touch(&staged.group, touched.as_ref());
         }
-        Point::GroupDue.reach();
-        let sent = self.target.send(staged.script);
         self.flight = Some(Flight { group: staged.group, sent, flushes: staged.flushes });
         Ok(())
     }

@@ -158,10 +158,11 @@ impl Target {
         name_of(self.next_name)
     }
 
-    /// Sends the pipeline with the next [`Self::outcome`].
-    pub(super) fn send<L>(&mut self, mut script: Script<L>) -> Sent<L> {
+    /// Sends the pipeline: what the socket takes at once now, the rest with the next [`Self::outcome`].
+    pub(super) async fn send<L>(&mut self, mut script: Script<L>) -> Sent<L> {
         encode::sync(&mut script.out);
         self.connection.queue(script.out);
+        self.connection.send_at_once().await;
         Sent { labels: script.labels, completed: 0, failed: None }
     }
 
@@ -189,7 +190,7 @@ impl Target {
 
     /// Runs one pipeline from its beginning to its end.
     pub(super) async fn perform<L: Copy>(&mut self, script: Script<L>) -> Result<Outcome<L>, Error> {
-        let mut sent = self.send(script);
+        let mut sent = self.send(script).await;
         self.outcome(&mut sent).await
     }
 

@@ -115,6 +115,15 @@ impl Messages {
         std::future::poll_fn(|cx| self.poll_send(cx)).await
     }
 
+    /// Sends of the outbox what goes without waiting. What stands in the way is met again by whoever waits.
+    pub(super) async fn send_at_once(&mut self) {
+        std::future::poll_fn(|cx| {
+            let _met_again = self.poll_send(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// Sends the outbox and then of `bytes` as many as go at once; returns how many. Takes in what has arrived, so that
     /// neither side waits for the other to read: 0 is returned when something has and nothing could be sent.
     pub(super) async fn send_or_hear(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -27,6 +27,12 @@ impl RawConnection {
         }
     }
 
+    /// Sends of what is queued as much as the socket takes at once, so that the server has something to do while the caller
+    /// is busy. [`Self::next_answer`] sends the rest, and tells of what went wrong.
+    pub async fn send_at_once(&mut self) {
+        self.messages.send_at_once().await;
+    }
+
     /// Sends what is queued and meanwhile waits for the next answer. Cancel-safe.
     pub async fn next_answer(&mut self) -> Result<Answer, Error> {
         loop {
