@@ -16,6 +16,8 @@ use super::support::{Daemon, Db, Pair, TestConfig, from_environment};
 const SMALL: &str = "CREATE TABLE small (id bigint PRIMARY KEY, at timestamptz DEFAULT clock_timestamp())";
 /// The budget is 64 MiB, and a debug build is some itself.
 const RESIDENT_BYTES_MAX: u64 = 256 << 20;
+/// Transactions before their commit, that is: protocol 2.
+const STREAMS_SINCE: u32 = 14;
 /// How late a small transaction may be while the large one is written. Here it is some milliseconds: what is asked is that it
 /// does not wait for the other's end.
 const LAG_MAX: Duration = Duration::from_secs(10);
@@ -88,9 +90,9 @@ async fn assert_equal(source: &Db, target: &Db, rows: u64, small: u64) {
     assert_eq!(target.query_text("SELECT count(*), max(id) FROM small").await, [format!("{small}|{small}")]);
 }
 
-async fn large_transaction(is_backlog: bool) {
+async fn large_transaction((blue, green): (u32, u32), is_backlog: bool) {
     let rows = size_mib() * (1 << 20) / BODY_BYTES;
-    let pair = Pair::of(16, 16);
+    let pair = Pair::of(blue, green);
     let (source, target) = (pair.source.connect().await, pair.target.connect().await);
     source.exec(SCHEMA).await;
     source.exec(SMALL).await;
@@ -129,23 +131,35 @@ async fn large_transaction(is_backlog: bool) {
     }
     let resident = resident_bytes(&mut daemon);
     println!(
-        "{} MiB in one transaction, backlog {is_backlog}: on blue {written:?} and on green {took:?} after its begin; small ones \
+        "{} MiB in one transaction, {blue} to {green}, backlog {is_backlog}: on blue {written:?} and on green {took:?} after its begin; small ones \
          late by {lag:?} at most while it was open; memory {} MiB at most",
         size_mib(),
         resident >> 20
     );
     assert!(resident < RESIDENT_BYTES_MAX, "{resident}");
     let newest_session = daemon.log().lines().rev().find(|line| line.contains("source streams")).unwrap().to_owned();
-    assert!(is_backlog || newest_session.contains("streaming=true"), "{newest_session}");
+    let may_stream = blue >= STREAMS_SINCE && !is_backlog;
+    assert!(!may_stream || newest_session.contains("streaming=true"), "{newest_session}");
     assert_equal(&source, &target, rows, small).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_larger_than_memory_is_put_away_until_it_commits_and_nobody_waits_for_it() {
-    large_transaction(false).await;
+    large_transaction((16, 16), false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_larger_than_memory_is_applied_as_the_server_sends_it_from_a_backlog() {
-    large_transaction(true).await;
+    large_transaction((16, 16), true).await;
+}
+
+/// Protocol 1: it comes at its commit, and those that commit meanwhile before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_larger_than_memory_comes_from_a_server_that_streams_none() {
+    large_transaction((13, 16), false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_larger_than_memory_goes_between_the_newest_servers() {
+    large_transaction((18, 18), false).await;
 }

@@ -33,8 +33,10 @@ pub enum Rows {
     Arriving(watch::Receiver<BTreeSet<TableName>>),
 }
 
-/// Arrivals are looked up at most this often: a database of many small tables completes hundreds a second.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// Arrivals are looked up at most this often: a database of many small tables completes hundreds a second. One of few need
+/// not wait.
+const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(200);
+const LOOK_INTERVAL_PER_TABLE: Duration = Duration::from_millis(1);
 
 /// Builds keys, indexes and statistics of the migration's tables, each step in a transaction that records it: a table as
 /// soon as its rows are there, the largest of those first, tables and the indexes of one table side by side. Then
@@ -129,9 +131,11 @@ impl Build<'_> {
         };
         let mut changed = self.changed.subscribe();
         loop {
-            let next_look = Instant::now() + LOOK_INTERVAL;
+            let awaited = self.awaited();
+            let per_table = LOOK_INTERVAL_PER_TABLE * u32::try_from(awaited.len()).unwrap_or(u32::MAX);
+            let next_look = Instant::now() + per_table.min(LOOK_INTERVAL_MAX);
             let told = arriving.borrow_and_update().clone();
-            let told: Vec<TableName> = self.awaited().into_iter().filter(|table| told.contains(table)).collect();
+            let told: Vec<TableName> = awaited.into_iter().filter(|table| told.contains(table)).collect();
             self.arrived(&recorded(control, self.migration, &told).await?);
             if self.awaited().is_empty() || self.schedule().has_failed() {
                 return Ok(());

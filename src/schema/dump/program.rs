@@ -64,7 +64,6 @@ pub async fn find_pg_dump(at_least_major: u32, configured: Option<&Path>) -> Res
         }
         return Ok(PgDump { path, major });
     }
-    // All at once: Debian's own is a script that takes a while to find another.
     let mut asked = JoinSet::new();
     for (place, path) in candidates().into_iter().enumerate() {
         asked.spawn(async move { major_of(&path).await.map(|major| (major, place, path)) });
@@ -82,7 +81,15 @@ fn candidates() -> Vec<PathBuf> {
     let mut directories: Vec<PathBuf> = std::env::split_paths(&on_path).collect();
     directories.extend(versions_below(Path::new("/usr/lib/postgresql")));
     directories.extend(tools_directories().iter().flat_map(|tools| versions_below(&tools.join("pg_dump"))));
-    directories.into_iter().map(|directory| directory.join("pg_dump")).filter(|path| path.is_file()).collect()
+    let found = directories.into_iter().map(|directory| directory.join("pg_dump")).filter(|path| path.is_file());
+    let (wrappers, programs): (Vec<_>, Vec<_>) = found.partition(|path| is_wrapper(path));
+    if programs.is_empty() { wrappers } else { programs }
+}
+
+/// Debian's `/usr/bin/pg_dump`: a Perl script (`postgresql-common`) that runs one of those below `/usr/lib/postgresql`, and
+/// takes longer to find it than that takes to dump a small schema.
+fn is_wrapper(path: &Path) -> bool {
+    std::fs::canonicalize(path).is_ok_and(|path| path.ends_with("pg_wrapper"))
 }
 
 /// `<root>/<version>/bin` for every version there is.
