@@ -191,7 +191,8 @@ impl Places {
             if self.is_binary && !self.is_begun {
                 payload = payload.strip_prefix(HEADER).ok_or(OutOfOrder)?;
             }
-            if !payload.is_empty() && !(self.is_binary && payload == TRAILER) {
+            let holds_a_row = !payload.is_empty() && (!self.is_binary || payload != TRAILER);
+            if holds_a_row {
                 let row = if self.is_binary { binary_row(payload) } else { text_row(payload) };
                 let row = row.filter(|row| row.block >= self.block).ok_or(OutOfOrder)?;
                 let block = u64::from(row.block);

@@ -13,17 +13,23 @@ use crate::support::{Daemon, Pair, TestConfig, source_and_target};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_are_copied_again_under_load_and_everything_ends_equal() {
-    copied_again_under_load(source_and_target().await).await;
+    copied_again_under_load(source_and_target().await, "").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_from_13_to_18() {
-    copied_again_under_load(Pair::of(13, 18)).await;
+    copied_again_under_load(Pair::of(13, 18), "").await;
 }
 
-async fn copied_again_under_load(pair: Pair) {
+/// What the tables' own stream has to read again is in our spool alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_while_blue_may_forget_its_log() {
+    copied_again_under_load(source_and_target().await, "[spool]\nrelease_source_wal = true").await;
+}
+
+async fn copied_again_under_load(pair: Pair, more: &str) {
     let (source, target) = sides(&pair).await;
-    let mut daemon = Daemon::start(&TestConfig::new("again", &pair));
+    let mut daemon = Daemon::start(&TestConfig::new("again", &pair).with(more));
     daemon.wait_for_phase("streaming");
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();

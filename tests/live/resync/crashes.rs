@@ -22,9 +22,14 @@ struct World {
 
 impl World {
     async fn new(name: &str) -> Self {
+        Self::with(name, "").await
+    }
+
+    /// `more`: of the configuration.
+    async fn with(name: &str, more: &str) -> Self {
         let pair = source_and_target().await;
         let (source, target) = sides(&pair).await;
-        let mut daemon = Daemon::start(&TestConfig::new(name, &pair));
+        let mut daemon = Daemon::start(&TestConfig::new(name, &pair).with(more));
         daemon.wait_for_phase("streaming");
         Self { pair, source, target, daemon, bursts: 0 }
     }
@@ -144,11 +149,20 @@ async fn killed_after_the_merge() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_random_moments_under_load_lose_nothing_and_repeat_nothing() {
+    killed_at_random(World::new("random").await).await;
+}
+
+/// Blue keeps nothing that the spool holds, so that what the tables' own stream lacks is read from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_does_it_while_blue_may_forget_its_log() {
+    killed_at_random(World::with("forgotten", "[spool]\nrelease_source_wal = true").await).await;
+}
+
+async fn killed_at_random(mut world: World) {
     let seed =
         std::env::var("CHANGEOVER_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("CHANGEOVER_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
-    let mut world = World::new("random").await;
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();
     clients.spawn(load(world.pair.source.url().to_owned(), 1_000_000, Arc::clone(&stop)));
