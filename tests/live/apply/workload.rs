@@ -132,6 +132,7 @@ async fn check(world: &mut World, tables: &[&str], seed: u64, group_bytes: usize
             world.source.exec(&transaction).await;
         }
         let batches = world.decoded().await;
+        world.alone().await;
         world.apply(batches).await.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
         world.assert_same(tables).await;
     }
