@@ -12,8 +12,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tracing::debug;
+use bytes::{Bytes, BytesMut};
 
 use super::Error;
 use super::holder::Holder;
@@ -21,7 +20,8 @@ use super::plan::{Blocks, Unit};
 use super::progress::{CopyState, Counts};
 use super::split::TableCopy;
 use super::sql;
-use super::worker::{Moved, Worker, wait_to_begin};
+use super::worker::{Attempt, Ended, Moved, Worker, give_up, wait_to_begin};
+use crate::wire::{CopyIn, CopyOut, put_message, take_payload};
 
 /// Nothing but a sequential scan, in the order of the file, also where a row filter would suit an index.
 const IN_ORDER: &str =
@@ -102,53 +102,63 @@ impl Worker<'_> {
     }
 
     async fn move_part(&mut self, unit: &Unit, pass: &mut Pass, counts: &Counts) -> Result<Moved, Error> {
-        let copied = &unit.of.copied;
+        let (attempt, copied) = (self.attempt, &unit.of.copied);
         let name = &copied.table.name;
-        let failed = |doing| Error::copy(name, doing);
-        let blocks = copied.cut.blocks(unit.part).unwrap_or(Blocks { from: 0, to: None });
-        let stop = &self.attempt.stop;
-        let mut pace = self.attempt.options.throttle.pace();
+        let failed = || Error::copy(name, "write to the target");
         let mut rows = self.source.copy_out_under_way();
-        let mut into = self.target.copy_in(&sql::copy_in(copied)).await.map_err(failed("write to the target"))?;
+        let mut into = self.target.copy_in(&sql::copy_in(copied)).await.map_err(failed())?;
         let mut moved = Moved::default();
-        let mut out = BytesMut::new();
-        let taken = 'part: {
-            pass.places.begin_part(&mut out);
-            loop {
-                let frame_count = pass.places.take(&mut pass.rest, blocks, &mut out);
-                let Ok(frame_count) = frame_count else { break 'part Err(Error::OutOfOrder { table: name.clone() }) };
-                let part_is_over = !pass.rest.is_empty() || pass.is_over;
-                if part_is_over {
-                    pass.places.end_part(&mut out);
-                }
-                let bytes = out.len() as u64;
-                pace.admit(bytes, stop).await;
-                if let Err(source) = into.write(&out.split()).await {
-                    break 'part Err(failed("write to the target")(source));
-                }
-                moved.bytes += bytes;
-                moved.frames += frame_count;
-                counts.add(bytes, frame_count);
-                if part_is_over {
-                    break 'part into.finish().await.map_err(failed("write to the target"));
-                }
-                let chunk = tokio::select! {
-                    biased; // a stop should not wait for rows, which come without end
-                    () = stop.cancelled() => {
-                        let given_up = into.fail("the copy was stopped").await;
-                        debug!(table = %name, ?given_up, "copy stopped");
-                        break 'part Err(Error::Stopped);
-                    }
-                    chunk = rows.next() => chunk,
-                };
-                match chunk {
-                    Ok(Some(chunk)) => pass.rest = chunk.frames,
-                    Ok(None) => pass.is_over = true,
-                    Err(source) => break 'part Err(failed("read the source")(source)),
-                }
-            }
+        let taken = match pass.forward(unit, &mut rows, &mut into, counts, &mut moved, attempt).await {
+            Ok(Ended::AtTheEnd) => into.finish().await.map_err(failed()),
+            Ok(Ended::Stopped) => Err(give_up(into, name).await),
+            Err(error) => Err(error),
         };
         moved.account(name, counts, Some(moved.frames), taken)
+    }
+}
+
+impl Pass {
+    /// Passes the rows of one part on.
+    async fn forward(
+        &mut self,
+        unit: &Unit,
+        rows: &mut CopyOut<'_>,
+        into: &mut CopyIn<'_>,
+        counts: &Counts,
+        moved: &mut Moved,
+        attempt: &Attempt,
+    ) -> Result<Ended, Error> {
+        let name = &unit.of.copied.table.name;
+        let blocks = unit.of.copied.cut.blocks(unit.part).unwrap_or(Blocks { from: 0, to: None });
+        let mut pace = attempt.options.throttle.pace();
+        let mut out = BytesMut::new();
+        self.places.begin_part(&mut out);
+        loop {
+            let taken = self.places.take(&mut self.rest, blocks, &mut out);
+            let frame_count = taken.map_err(|OutOfOrder| Error::OutOfOrder { table: name.clone() })?;
+            let part_is_over = !self.rest.is_empty() || self.is_over;
+            if part_is_over {
+                self.places.end_part(&mut out);
+            }
+            let bytes = out.len() as u64;
+            pace.admit(bytes, &attempt.stop).await;
+            into.write(&out.split()).await.map_err(Error::copy(name, "write to the target"))?;
+            moved.bytes += bytes;
+            moved.frames += frame_count;
+            counts.add(bytes, frame_count);
+            if part_is_over {
+                return Ok(Ended::AtTheEnd);
+            }
+            let chunk = tokio::select! {
+                biased; // a stop should not wait for rows, which come without end
+                () = attempt.stop.cancelled() => return Ok(Ended::Stopped),
+                chunk = rows.next() => chunk.map_err(Error::copy(name, "read the source"))?,
+            };
+            match chunk {
+                Some(chunk) => self.rest = chunk.frames,
+                None => self.is_over = true,
+            }
+        }
     }
 }
 
@@ -171,13 +181,13 @@ impl Places {
 
     fn begin_part(&self, out: &mut BytesMut) {
         if self.is_binary {
-            put_frame(out, &[HEADER]);
+            put_message(out, &[HEADER]);
         }
     }
 
     fn end_part(&self, out: &mut BytesMut) {
         if self.is_binary {
-            put_frame(out, &[TRAILER]);
+            put_message(out, &[TRAILER]);
         }
     }
 
@@ -185,9 +195,10 @@ impl Places {
     /// how many. What lies before `blocks` is left out.
     fn take(&mut self, frames: &mut Bytes, blocks: Blocks, out: &mut BytesMut) -> Result<u64, OutOfOrder> {
         let mut count = 0;
-        while let Some(length) = frames.get(1..).and_then(|rest| rest.first_chunk::<4>()) {
-            let end = 1 + u32::from_be_bytes(*length) as usize;
-            let mut payload = frames.get(5..end).ok_or(OutOfOrder)?;
+        while !frames.is_empty() {
+            let mut behind = frames.clone();
+            let message = take_payload(&mut behind).ok_or(OutOfOrder)?;
+            let mut payload = &*message;
             if self.is_binary && !self.is_begun {
                 payload = payload.strip_prefix(HEADER).ok_or(OutOfOrder)?;
             }
@@ -206,7 +217,7 @@ impl Places {
                 }
             }
             self.is_begun = true;
-            frames.advance(end);
+            *frames = behind;
         }
         Ok(count)
     }
@@ -222,8 +233,8 @@ struct Row<'a> {
 impl Row<'_> {
     fn put(&self, out: &mut BytesMut) {
         match self.column_count {
-            Some(count) => put_frame(out, &[&count.to_be_bytes(), self.columns]),
-            None => put_frame(out, &[self.columns]),
+            Some(count) => put_message(out, &[&count.to_be_bytes(), self.columns]),
+            None => put_message(out, &[self.columns]),
         }
     }
 }
@@ -246,16 +257,6 @@ fn text_row(payload: &[u8]) -> Option<Row<'_>> {
     Some(Row { block: block.parse().ok()?, column_count: None, columns: &payload[at + 1..] })
 }
 
-/// A CopyData message.
-fn put_frame(out: &mut BytesMut, parts: &[&[u8]]) {
-    let length: usize = parts.iter().map(|part| part.len()).sum();
-    out.put_u8(b'd');
-    out.put_u32(u32::try_from(length + 4).expect("a message is no longer than the one it was cut from"));
-    for part in parts {
-        out.put_slice(part);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,15 +269,15 @@ mod tests {
             let header: &[u8] = if n == 0 && is_binary { HEADER } else { b"" };
             if is_binary {
                 let place = [&6u32.to_be_bytes()[..], &block.to_be_bytes(), &1u16.to_be_bytes()].concat();
-                put_frame(&mut frame, &[header, &2i16.to_be_bytes(), &place, &1u32.to_be_bytes(), &[b'a' + n as u8]]);
+                put_message(&mut frame, &[header, &2i16.to_be_bytes(), &place, &1u32.to_be_bytes(), &[b'a' + n as u8]]);
             } else {
-                put_frame(&mut frame, &[format!("({block},7)\t{}\tx\n", char::from(b'a' + n as u8)).as_bytes()]);
+                put_message(&mut frame, &[format!("({block},7)\t{}\tx\n", char::from(b'a' + n as u8)).as_bytes()]);
             }
             frames.push(frame.freeze());
         }
         if is_binary {
             let mut frame = BytesMut::new();
-            put_frame(&mut frame, if blocks.is_empty() { &[HEADER, TRAILER] } else { &[TRAILER] });
+            put_message(&mut frame, if blocks.is_empty() { &[HEADER, TRAILER] } else { &[TRAILER] });
             frames.push(frame.freeze());
         }
         frames
@@ -287,9 +288,9 @@ mod tests {
         let mut frame = BytesMut::new();
         let value = b'a' + n as u8;
         if is_binary {
-            put_frame(&mut frame, &[&1i16.to_be_bytes(), &1u32.to_be_bytes(), &[value]]);
+            put_message(&mut frame, &[&1i16.to_be_bytes(), &1u32.to_be_bytes(), &[value]]);
         } else {
-            put_frame(&mut frame, &[&[value], b"\tx\n"]);
+            put_message(&mut frame, &[&[value], b"\tx\n"]);
         }
         frame.freeze()
     }
@@ -348,7 +349,7 @@ mod tests {
         }
         assert!(refused(true, b"d\0\0\0\x06\0\x01"), "no header");
         let mut frame = BytesMut::new();
-        put_frame(&mut frame, &[HEADER, &1i16.to_be_bytes(), &4u32.to_be_bytes(), &[0; 6]]);
+        put_message(&mut frame, &[HEADER, &1i16.to_be_bytes(), &4u32.to_be_bytes(), &[0; 6]]);
         assert!(refused(true, &frame), "not as long as a place");
         for text in [&b"d\0\0\0\x06a\n"[..], b"d\0\0\0\x0a(1;2)\t", b"d\0\0\0\x09(1,2\t", b"d\0\0\0\xff"] {
             assert!(refused(false, text), "{text:?}");

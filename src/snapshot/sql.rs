@@ -20,9 +20,9 @@ pub(super) fn copy_out(unit: &Unit, base: Option<&SnapshotSet>) -> String {
         (None, Some(filter)) => format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {filter}) TO STDOUT ({format})"),
         (Some(blocks), filter) => {
             let to = blocks.to.map(|to| format!(" AND ctid < '({to},0)'::tid")).unwrap_or_default();
-            let also = also(base, filter);
+            let conditions = further_conditions(base, filter);
             format!(
-                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{also}) TO STDOUT ({format})",
+                "COPY (SELECT {columns} FROM ONLY {name} WHERE ctid >= '({},0)'::tid{to}{conditions}) TO STDOUT ({format})",
                 blocks.from
             )
         }
@@ -34,11 +34,13 @@ pub(super) fn copy_out_in_order(unit: &Unit, base: Option<&SnapshotSet>) -> Stri
     let copied = &unit.of.copied;
     let (name, columns, format) = (copied.table.name.quoted(), selected(copied), format_of(copied));
     let from = copied.cut.blocks(unit.part).map_or(0, |blocks| blocks.from);
-    let also = also(base, filter_of(copied));
-    format!("COPY (SELECT ctid, {columns} FROM ONLY {name} WHERE ctid >= '({from},0)'::tid{also}) TO STDOUT ({format})")
+    let conditions = further_conditions(base, filter_of(copied));
+    format!(
+        "COPY (SELECT ctid, {columns} FROM ONLY {name} WHERE ctid >= '({from},0)'::tid{conditions}) TO STDOUT ({format})"
+    )
 }
 
-fn also(base: Option<&SnapshotSet>, filter: Option<String>) -> String {
+fn further_conditions(base: Option<&SnapshotSet>, filter: Option<String>) -> String {
     let old = base.map(|base| format!(" AND {}", written_before(base))).unwrap_or_default();
     old + &filter.map(|filter| format!(" AND {filter}")).unwrap_or_default()
 }

@@ -293,18 +293,14 @@ impl<'a> Worker<'a> {
                     Err(error) => Err(error),
                 }
             }
-            Ok(Ended::Stopped) => {
-                let given_up = into.fail("the copy was stopped").await;
-                debug!(table = %name, ?given_up, "copy stopped");
-                Err(Error::Stopped)
-            }
+            Ok(Ended::Stopped) => Err(give_up(into, name).await),
             Err((doing, source)) => Err(failed(doing)(source)),
         };
         moved.account(name, counts, sent, taken)
     }
 
     /// Spares the source's log a lost connection in the middle of a copy.
-    pub(super) async fn cancel_source(&self) {
+    async fn cancel_source(&self) {
         if self.source.is_in_copy()
             && let Err(error) = self.source.cancel_token().cancel().await
         {
@@ -354,6 +350,13 @@ impl<'a> Worker<'a> {
             }
         }
     }
+}
+
+/// Has the target undo what it has of a part.
+pub(super) async fn give_up(into: CopyIn<'_>, table: &TableName) -> Error {
+    let given_up = into.fail("the copy was stopped").await;
+    debug!(%table, ?given_up, "copy stopped");
+    Error::Stopped
 }
 
 async fn open_source(options: &Options) -> Result<RawConnection, Error> {
@@ -422,7 +425,7 @@ impl Moved {
     }
 }
 
-enum Ended {
+pub(super) enum Ended {
     AtTheEnd,
     Stopped,
 }

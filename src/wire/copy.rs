@@ -1,7 +1,7 @@
 //! COPY as it travels: whole CopyData messages, which look the same in both directions, so that what one server sends
 //! can be given to another without being taken apart ("COPY Operations" in the documentation).
 
-use bytes::{Buf, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 
 use super::messages::HEADER_BYTES;
@@ -21,13 +21,25 @@ impl CopyChunk {
     /// What is inside the messages.
     pub fn payloads(&self) -> impl Iterator<Item = Bytes> + use<> {
         let mut rest = self.frames.clone();
-        std::iter::from_fn(move || {
-            let (_, length) = rest.split_first_chunk::<1>()?;
-            let length = u32::from_be_bytes(*length.first_chunk::<4>()?) as usize + 1;
-            let mut payload = rest.split_to(length.min(rest.len()));
-            payload.advance(HEADER_BYTES.min(payload.len()));
-            Some(payload)
-        })
+        std::iter::from_fn(move || take_payload(&mut rest))
+    }
+}
+
+/// Takes the first of several whole messages off; what is inside it. `None`: no whole message is there.
+pub fn take_payload(frames: &mut Bytes) -> Option<Bytes> {
+    let length = frames.get(1..)?.first_chunk::<4>()?;
+    let end = u32::from_be_bytes(*length) as usize + 1;
+    let is_whole = (HEADER_BYTES..=frames.len()).contains(&end);
+    is_whole.then(|| frames.split_to(end).split_off(HEADER_BYTES))
+}
+
+/// Appends a message that holds these bytes, one part behind the other.
+pub fn put_message(out: &mut BytesMut, parts: &[&[u8]]) {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    out.put_u8(b'd');
+    out.put_u32(u32::try_from(length + 4).expect("a message of COPY is smaller than 1 GiB"));
+    for part in parts {
+        out.put_slice(part);
     }
 }
 

@@ -14,9 +14,9 @@ use changeover::model::{
 use changeover::telemetry::{Latency, Tally};
 use changeover::wire::Endpoint;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::outage::until;
 use crate::support::{Db, Server, server};
 
 pub struct World {
@@ -185,11 +185,7 @@ impl World {
     /// The backend of the last applier may take its time to notice that its client is gone, and keeps the origin meanwhile.
     pub async fn alone(&self) {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'changeover apply'";
-        let began = Instant::now();
-        while self.target.scalar(sql).await != "0" {
-            assert!(began.elapsed() < Duration::from_secs(30), "the last applier's backend is still there");
-            sleep(Duration::from_millis(5)).await;
-        }
+        until(&self.target, sql, "0").await;
     }
 
     /// Both sides hold the same rows of these tables, byte for byte in text.
