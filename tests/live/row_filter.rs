@@ -27,7 +27,7 @@ fn rows() -> String {
 
 fn config(name: &str, pair: &Pair) -> TestConfig {
     // So slow, and under snapshots so short, that the parts of a table are read under several and settled afterwards.
-    let mut config = TestConfig::new(name, pair).with(&rows()).with("[snapshot.throttle]\nmax_rate = \"1MiB\"");
+    let mut config = TestConfig::new(name, pair).with(&rows()).with("[snapshot.throttle]\nmax_rate = \"512KiB\"");
     config.snapshot = "mode = \"full\"\nworkers = 2\nsplit = \"1MiB\"\nmax_snapshot_age = \"1s\"".to_owned();
     config
 }
