@@ -83,6 +83,7 @@ fn drain(target: &PgCluster, batches: Vec<Arc<Batch>>, group_bytes: usize) -> f6
         renames: BTreeMap::new(),
         handovers: Vec::new(),
         group_bytes,
+        sessions: 2,
         group_delay: Duration::from_millis(20),
         dead_letters: false,
         held_bytes: 1 << 20,

@@ -49,6 +49,8 @@ mod migrate;
 mod spool;
 #[path = "live/backlog.rs"]
 mod backlog;
+#[path = "live/side_by_side.rs"]
+mod side_by_side;
 #[path = "live/huge.rs"]
 mod huge;
 #[path = "live/outage.rs"]

@@ -112,7 +112,8 @@ SELECT class.relkind = 'p' AS partitioned,
        EXISTS (SELECT FROM pg_catalog.pg_rewrite, fires
                WHERE ev_class IN (SELECT oid FROM own) AND ev_type <> '1' AND ev_enabled::text = ANY (states)) AS rules,
        (SELECT count(*) FROM pg_catalog.pg_index
-        WHERE indrelid = class.oid AND (indisunique OR indisexclusion)) AS exclusive_count,
+        WHERE indrelid IN (SELECT oid FROM own) AND (indisunique OR indisexclusion)
+          AND (indrelid = class.oid OR NOT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhrelid = indexrelid))) AS exclusive_count,
        pg_catalog.row_security_active(class.oid) AS row_security,
        (SELECT min(conname) FROM pg_catalog.pg_constraint
         WHERE contype = 'f' AND conrelid IN (SELECT oid FROM own) AND NOT $2

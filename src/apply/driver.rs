@@ -11,12 +11,12 @@ use tracing::{info, warn};
 use crate::link::Parcel;
 use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, SinkName, Transaction};
 use crate::telemetry::Point;
-use crate::wire::{self, ServerError, Session};
+use crate::wire::{self, Endpoint, ServerError, Session};
 
 use super::careful;
 use super::catalog::Shapes;
 use super::error::Error;
-use super::fold::Layer;
+use super::flights::{Course, Flight, Flights};
 use super::group::{Counts, Extent, Group};
 use super::lanes::{Division, Lane, is_divided_anew};
 use super::machine::{Input, Recent, State};
@@ -25,8 +25,8 @@ use super::options::{Options, Ports};
 use super::position;
 use super::queue::{Arrived, Next, Queue};
 use super::report;
-use super::sending::{Flight, Staged};
-use super::session::{Outcome, Target};
+use super::sending::Staged;
+use super::session::{Claim, Outcome, Target};
 use super::transaction::{self, Step};
 
 /// How often the position is written when only it has moved. A restart reads the source again from the position, so
@@ -64,17 +64,31 @@ async fn open(options: Options, ports: Ports) -> Result<Driver, Error> {
     let held = position::adopt(&catalog, &options.migration, options.lane, options.epoch, options.start).await?;
     // Read after the generation: a newer division than that only makes the first group fail.
     let division = Division::new(options.lane, &read_members(&catalog, &options.migration).await?);
-    let target = Target::open(&options, held.generation).await?;
+    let claim = Claim {
+        migration: options.migration.clone(),
+        lane: options.lane,
+        epoch: options.epoch,
+        generation: held.generation,
+    };
+    let target = Target::open(&options.endpoint, claim.clone(), 0).await?;
     let start = held.position.max(options.start);
     report::start(start, &ports.settled);
     info!(lane = ?options.lane, position = start.map(tracing::field::display), "applying");
-    Ok(Driver::new(options, ports, catalog, target, division, start))
+    Ok(Driver::new(options, ports, catalog, (claim, target), division, start))
 }
 
 pub(super) struct Driver {
     pub(super) ports: Ports,
-    catalog: Session,
-    pub(super) target: Target,
+    pub(super) catalog: Session,
+    pub(super) endpoint: Endpoint,
+    pub(super) claim: Claim,
+    /// Sessions without work. Whoever comes back last goes first.
+    pub(super) idle: Vec<Box<Target>>,
+    /// How many there may be, those at work included.
+    pub(super) sessions_max: usize,
+    /// What the first session may, and all others therefore have to.
+    pub(super) replica: bool,
+    pub(super) has_origin: bool,
     shapes: Shapes,
     sink: SinkName,
     pub(super) position_interval: Duration,
@@ -94,11 +108,17 @@ pub(super) struct Driver {
     pub(super) group: Group,
     /// The next group, written out while another one flies. Nothing is gathered behind it.
     pub(super) staged: Option<Staged>,
-    pub(super) flight: Option<Flight>,
+    pub(super) flights: Flights,
+    /// Nothing of the group may go ahead before another one is done.
+    pub(super) waits_for_end: bool,
+    /// When we last looked whether what went ahead holds up what is before it.
+    pub(super) looked_at: Instant,
     /// A source transaction came in parts and its target transaction is open. What its pieces did so far.
     open: Option<Counts>,
     /// Tables whose sets failed for their order: no longer folded.
     ordered: HashSet<u32>,
+    /// Tables whose changes were refused ahead of their turn.
+    pub(super) kept_back: HashSet<u32>,
     /// End of the last transaction that was applied.
     applied: Option<Lsn>,
     /// Everything up to here was taken from the queue.
@@ -116,7 +136,8 @@ pub(super) struct Driver {
 
 enum Event {
     Stop,
-    Answered(Result<Outcome<Step>, Error>),
+    /// By whom in the row of those under way.
+    Answered(usize, Result<Outcome<Step>, Error>),
     Asked(Option<Parcel<ApplyCommand>>),
     Arrived(Option<Parcel<Arc<Batch>>>),
     Due,
@@ -141,14 +162,19 @@ impl Driver {
         options: Options,
         ports: Ports,
         catalog: Session,
-        target: Target,
+        (claim, target): (Claim, Target),
         division: Division,
         start: Option<Lsn>,
     ) -> Self {
         Self {
             ports,
             catalog,
-            target,
+            endpoint: options.endpoint,
+            claim,
+            sessions_max: options.sessions,
+            replica: target.replica,
+            has_origin: target.has_origin,
+            idle: vec![Box::new(target)],
             shapes: Shapes::new(options.filter, options.renames, options.handovers, division),
             sink: sink_of(options.lane),
             position_interval: position_interval(options.lane),
@@ -164,9 +190,12 @@ impl Driver {
             queue: Queue::default(),
             group: Group::default(),
             staged: None,
-            flight: None,
+            flights: Flights::default(),
+            waits_for_end: false,
+            looked_at: Instant::now(),
             open: None,
             ordered: HashSet::new(),
+            kept_back: HashSet::new(),
             applied: start,
             reached: None,
             committed: Instant::now(),
@@ -180,8 +209,7 @@ impl Driver {
 
     async fn run(mut self) -> Result<(), Error> {
         loop {
-            self.fill()?;
-            self.stage()?;
+            self.relieve().await?;
             self.launch().await?;
             self.rest();
             if self.is_done() {
@@ -196,19 +224,11 @@ impl Driver {
     async fn next_event(&mut self) -> Event {
         let (takes_input, due) = (self.takes_input(), self.due());
         let Ports { input, commands, stop, .. } = &mut self.ports;
-        let target = &mut self.target;
-        let flight = self.flight.as_mut();
-        let is_flying = flight.is_some();
-        let answered = async {
-            match flight {
-                Some(flight) => target.outcome(&mut flight.sent).await,
-                None => std::future::pending().await,
-            }
-        };
+        let is_flying = !self.flights.is_empty();
         tokio::select! {
             biased; // to stop, then to make room, then to obey, and only then to take more in
             () = stop.cancelled(), if !self.stopping => Event::Stop,
-            outcome = answered, if is_flying => Event::Answered(outcome),
+            (at, outcome) = self.flights.answer(), if is_flying => Event::Answered(at, outcome),
             command = commands.recv(), if !self.commands_ended => Event::Asked(command),
             parcel = input.recv(), if takes_input => Event::Arrived(parcel),
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Event::Due,
@@ -218,7 +238,7 @@ impl Driver {
     async fn on_event(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Stop => self.stopping = true,
-            Event::Answered(outcome) => self.answered(outcome?).await?,
+            Event::Answered(at, outcome) => self.answered(at, outcome?).await?,
             Event::Asked(Some(command)) => self.obey(command.item),
             Event::Asked(None) => {
                 // Nobody is left who could release us.
@@ -236,7 +256,7 @@ impl Driver {
     async fn take_in(&mut self, parcel: Parcel<Arc<Batch>>) -> Result<(), Error> {
         let mut next = Some(parcel);
         while let Some(parcel) = next {
-            let tables = self.shapes.resolve(&self.catalog, &parcel.item.relations, self.target.replica).await?;
+            let tables = self.shapes.resolve(&self.catalog, &parcel.item.relations, self.replica).await?;
             let looks = matches!(self.state, State::Looking { .. });
             let divided = self.shapes.leaves_out(&parcel.item.relations);
             self.queue.push(Arrived::new(parcel.item, tables, divided));
@@ -260,7 +280,7 @@ impl Driver {
     }
 
     /// Moves what may be applied from the queue into the group.
-    fn fill(&mut self) -> Result<(), Error> {
+    pub(super) fn fill(&mut self) -> Result<(), Error> {
         while self.group.size_bytes < self.group_bytes && self.staged.is_none() {
             match self.queue.peek() {
                 None => break,
@@ -302,7 +322,7 @@ impl Driver {
 
     /// Tells the machine when nothing is left to do.
     fn rest(&mut self) {
-        let nothing_left = self.flight.is_none() && self.staged.is_none() && self.group.is_empty();
+        let nothing_left = self.flights.is_empty() && self.staged.is_none() && self.group.is_empty();
         if nothing_left && self.open.is_none() && self.state.hurries() {
             let applied = self.applied;
             self.turn(Input::Quiet { applied });
@@ -311,24 +331,48 @@ impl Driver {
 
     fn is_done(&self) -> bool {
         let drained = self.group.is_empty() && self.staged.is_none() && (self.queue.is_empty() || !self.state.flows());
-        self.flight.is_none() && (self.stopping || (self.input_ended && drained))
+        if self.stopping {
+            // What went ahead of its turn is undone with its session.
+            !self.flights.is_ending()
+        } else {
+            self.flights.is_empty() && self.input_ended && drained
+        }
     }
 
-    async fn answered(&mut self, outcome: Outcome<Step>) -> Result<(), Error> {
-        let Flight { group, flushes, .. } = self.flight.take().expect("only a flight is answered");
+    async fn answered(&mut self, at: usize, outcome: Outcome<Step>) -> Result<(), Error> {
+        if let Course::Ahead { shares, .. } = &mut self.flights.at(at).course {
+            let shares = std::mem::take(shares);
+            match outcome {
+                Outcome::Done => self.flights.at(at).course = Course::Waits { shares },
+                Outcome::Failed { label, error } => self.refused_ahead(at, label, error.sqlstate()),
+            }
+            return if at == 0 { self.take_turn().await } else { Ok(()) };
+        }
+        self.ended(outcome).await
+    }
+
+    /// The first group was answered to its end.
+    async fn ended(&mut self, outcome: Outcome<Step>) -> Result<(), Error> {
+        let Flight { group, flushes, target, .. } = self.flights.pop().expect("only a flight is answered");
+        let mut target = target.expect("what was sent has a session");
         let mut flushed = flushes;
         match outcome {
-            // The server should not wait for our accounts.
-            Outcome::Done if self.staged.is_some() => self.launch().await?,
             Outcome::Done => {}
             Outcome::Failed { label: Step::Layer(layer), error } if error.disposition() != Disposition::Retry => {
                 self.mistrust(&group, layer, &error);
                 self.unstage();
                 flushed = true;
-                let set_aside = careful::apply(&mut self.target, &group, self.dead_letters).await?;
+                let set_aside = careful::apply(&mut target, &group, self.dead_letters).await?;
                 report::set_aside(&set_aside);
             }
-            Outcome::Failed { label, error } => return Err(transaction::refused(&self.target, label, error)),
+            Outcome::Failed { label, error } => return Err(transaction::refused(&target, label, error)),
+        }
+        self.idle.push(target);
+        self.waits_for_end = false;
+        // The server should not wait for our accounts.
+        self.take_turn().await?;
+        if self.staged.is_some() {
+            self.launch().await?;
         }
         Point::GroupCommitted.reach();
         self.done(group, flushed);
@@ -340,10 +384,7 @@ impl Driver {
 
     /// A set was refused. Where its order may be why, the table keeps the source's order from now on.
     fn mistrust(&mut self, group: &Group, layer: usize, error: &ServerError) {
-        let table = match &group.layers.list()[layer] {
-            Layer::Net { table, .. } | Layer::Run { table, .. } => table,
-            Layer::Truncate(_) => return,
-        };
+        let Some(table) = group.layers.list()[layer].table() else { return };
         warn!(table = %table.relation.name, sqlstate = error.sqlstate(), "set refused: applying its group row by row");
         if ORDER_MATTERS.contains(&error.sqlstate()) {
             self.ordered.insert(table.id);

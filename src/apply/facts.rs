@@ -15,7 +15,7 @@ pub(super) struct Facts {
     /// primary key is first.
     pub(super) keys: Vec<Vec<String>>,
     pub(super) partitioned: bool,
-    /// How many unique and exclusion constraints it has, the primary key among them.
+    /// How many unique and exclusion constraints it has, the primary key and those that only partitions have among them.
     pub(super) exclusive_count: i64,
     /// A trigger or rule acts when our session writes to it.
     pub(super) acts: bool,
@@ -57,10 +57,12 @@ pub(super) fn table_of(
         return Err(Error::ActingConstraint { table: relation.name.clone(), constraint: constraint.clone() });
     }
     let columns = relation.columns.iter().map(|column| column_of(relation, &target, facts, &column.name));
+    let key = key_of(relation, facts);
     Ok(Table {
         id,
         columns: columns.collect::<Result<_, _>>()?,
-        key: key_of(relation, facts),
+        independent: is_independent(relation, facts, &key),
+        key,
         isolated: !facts.acts,
         sortable: facts.exclusive_count <= 1,
         copies: !facts.refuses_copy,
@@ -100,6 +102,17 @@ fn column_of(relation: &Relation, target: &TableName, facts: &Facts, name: &str)
         indexable: sql.indexable,
         identity_always: sql.identity_always,
     })
+}
+
+/// Whether the key, if there is one, is all that is unique on the target.
+fn is_independent(relation: &Relation, facts: &Facts, key: &RowKey) -> bool {
+    let is_key = |columns: &Vec<String>| match key {
+        RowKey::Columns(key) => {
+            columns.len() == key.len() && key.iter().all(|at| columns.contains(&relation.columns[*at].name))
+        }
+        RowKey::WholeRow | RowKey::Nothing => false,
+    };
+    facts.exclusive_count == 0 || (facts.exclusive_count == 1 && facts.keys.first().is_some_and(is_key))
 }
 
 /// Under DEFAULT and INDEX the stream sends old values of the identity's columns only, so those are the key. Under FULL

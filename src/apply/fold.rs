@@ -84,6 +84,16 @@ enum Keyed {
     Move(Tuple, Tuple),
 }
 
+impl Layer {
+    /// The only table whose rows it changes.
+    pub(super) fn table(&self) -> Option<&Arc<Table>> {
+        match self {
+            Self::Net { table, .. } | Self::Run { table, .. } => Some(table),
+            Self::Truncate(_) => None,
+        }
+    }
+}
+
 impl Layers {
     pub(super) fn list(&self) -> &[Layer] {
         &self.list
@@ -291,7 +301,7 @@ fn start(columns: &[usize], change: Keyed, scratch: &mut Vec<u8>) -> Run {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
@@ -304,7 +314,7 @@ mod tests {
     use crate::model::{Datum, OldKind, ReplicaIdentity};
 
     /// Rows by key, values of the other columns.
-    type Rows = BTreeMap<String, Vec<String>>;
+    pub(crate) type Rows = BTreeMap<String, Vec<String>>;
 
     const COLUMNS: &[&str] = &["id", "a", "b"];
 
@@ -348,7 +358,7 @@ mod tests {
         Ok(())
     }
 
-    fn run_effect(run: &Run, rows: &mut Rows) -> Result<(), String> {
+    pub(crate) fn run_effect(run: &Run, rows: &mut Rows) -> Result<(), String> {
         match run {
             Run::Insert(new) => new.iter().try_for_each(|row| insert(rows, row)),
             Run::Delete(old) => old.iter().try_for_each(|row| delete(rows, row)),
@@ -370,7 +380,7 @@ mod tests {
         }
     }
 
-    fn insert(rows: &mut Rows, row: &Tuple) -> Result<(), String> {
+    pub(crate) fn insert(rows: &mut Rows, row: &Tuple) -> Result<(), String> {
         let mut values = values(row).into_iter().map(|value| value.expect("an insert has every value"));
         let key = values.next().unwrap();
         match rows.insert(key.clone(), values.collect()) {
@@ -379,12 +389,12 @@ mod tests {
         }
     }
 
-    fn delete(rows: &mut Rows, old: &Tuple) -> Result<(), String> {
+    pub(crate) fn delete(rows: &mut Rows, old: &Tuple) -> Result<(), String> {
         let key = values(old)[0].clone().unwrap();
         rows.remove(&key).map(drop).ok_or(format!("{key} is missing"))
     }
 
-    fn update(rows: &mut Rows, old: &Tuple, new: &Tuple) -> Result<(), String> {
+    pub(crate) fn update(rows: &mut Rows, old: &Tuple, new: &Tuple) -> Result<(), String> {
         let key = values(old)[0].clone().unwrap();
         let mut row = rows.remove(&key).ok_or(format!("{key} is missing"))?;
         let new = values(new);
@@ -400,7 +410,7 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Op {
+    pub(crate) enum Op {
         Insert(u8, u8),
         /// Leaves `b` out as unchanged when there is no second value.
         Update(u8, u8, Option<u8>),
@@ -409,7 +419,7 @@ mod tests {
         Truncate,
     }
 
-    fn op() -> impl Strategy<Value = Op> {
+    pub(crate) fn op() -> impl Strategy<Value = Op> {
         let (key, value) = (0_u8..6, 0_u8..200);
         prop_oneof![
             4 => (key.clone(), value.clone()).prop_map(|(key, value)| Op::Insert(key, value)),
@@ -421,12 +431,12 @@ mod tests {
         ]
     }
 
-    fn text(number: u8) -> String {
+    pub(crate) fn text(number: u8) -> String {
         number.to_string()
     }
 
     /// The change as the stream would carry it, or `None` when the source could not have done it.
-    fn change(op: &Op, rows: &mut Rows) -> Option<RowChange> {
+    pub(crate) fn change(op: &Op, rows: &mut Rows) -> Option<RowChange> {
         let full = |rows: &Rows, key: &str, a: u8, b: Option<u8>| {
             let b = b.map_or_else(|| "?".to_owned(), text);
             rows.contains_key(key).then(|| tuple(&[key, &text(a), &b]))
@@ -462,7 +472,7 @@ mod tests {
         })
     }
 
-    fn sample(isolated: bool) -> Arc<Table> {
+    pub(crate) fn sample(isolated: bool) -> Arc<Table> {
         let relation = relation(ReplicaIdentity::Default, COLUMNS, &["id"]);
         table(&relation, &Facts { acts: !isolated, ..facts(COLUMNS, &[&["id"]]) })
     }

@@ -50,12 +50,21 @@ impl Net {
         &self.rows
     }
 
-    /// By key, which for numbers and other keys of one kind is near the order of their index: neighbours share pages, so
-    /// the server reads, logs and writes each once a group.
-    pub(super) fn rows_by_key(&self) -> Vec<&NetRow> {
-        let mut rows: Vec<(&[u8], u32)> = self.by_key.iter().map(|(key, at)| (&**key, *at)).collect();
+    /// Each key with the place of its row.
+    pub(super) fn keys(&self) -> impl Iterator<Item = (&[u8], usize)> {
+        self.by_key.iter().map(|(key, at)| (&**key, *at as usize))
+    }
+
+    pub(super) fn has(&self, key: &[u8]) -> bool {
+        self.by_key.contains_key(key)
+    }
+
+    /// The places of the rows by key, which for numbers and other keys of one kind is near the order of their index:
+    /// neighbours share pages, so the server reads, logs and writes each once a group.
+    pub(super) fn places_by_key(&self) -> Vec<usize> {
+        let mut rows: Vec<(&[u8], usize)> = self.keys().collect();
         rows.sort_unstable();
-        rows.into_iter().map(|(_, at)| &self.rows[at as usize]).collect()
+        rows.into_iter().map(|(_, at)| at).collect()
     }
 
     pub(super) fn insert(&mut self, new: Tuple) -> Result<(), Contradiction> {
@@ -158,7 +167,7 @@ mod tests {
             net.update(tuple(&[id])).unwrap();
         }
         let sorted = ["1", "9", "10", "100"].map(|id| NetRow::Updated(tuple(&[id])));
-        assert!(net.rows_by_key().into_iter().eq(&sorted));
+        assert!(net.places_by_key().into_iter().map(|at| &net.rows()[at]).eq(&sorted));
     }
 
     #[test]

@@ -33,9 +33,12 @@ pub struct Options {
     /// How copied tables are handed over to the stream. A table that is not here takes every change.
     pub handovers: Vec<TableHandover>,
     /// Bytes of source changes in one target transaction. A larger source transaction is sent in pieces of this size
-    /// inside one target transaction. Up to three times this is held: one group that executes and its messages, and the
-    /// next that is gathered meanwhile.
+    /// inside one target transaction. Up to three times this is held for each session: one group that executes and its
+    /// messages, and the next that is gathered meanwhile.
     pub group_bytes: usize,
+    /// Sessions on the target, at most: while we are behind, so many groups are executed at once, and committed one after
+    /// the other. 1 or more.
+    pub sessions: usize,
     /// How long a group may wait to be filled while we are behind. When we are not, a transaction never waits.
     pub group_delay: Duration,
     /// A row that the target refuses is set aside in `changeover.dead_letter`; otherwise it is an error.

@@ -7,19 +7,21 @@ use crate::wire::Session;
 use super::error::Error;
 use super::lanes::Lane;
 
-/// One session has an origin for itself, so each lane has its own. A dot is in no migration's name.
-pub(super) fn origin_of(migration: &MigrationName, lane: Lane) -> String {
-    match lane {
-        Lane::Main => migration.object_name(),
-        Lane::Apart => format!("{}.apart", migration.object_name()),
-    }
+/// One session has an origin for itself, so each lane has its own, and so has each session of a lane beside its first
+/// (`number` 0). A dot is in no migration's name.
+pub(super) fn origin_of(migration: &MigrationName, lane: Lane, number: usize) -> String {
+    let lane = match lane {
+        Lane::Main => "",
+        Lane::Apart => ".apart",
+    };
+    let number = if number == 0 { String::new() } else { format!(".{number}") };
+    format!("{}{lane}{number}", migration.object_name())
 }
 
 /// Removes the migration's origins, as far as they are there. Nobody may be using them.
 pub async fn drop_origin(session: &Session, migration: &MigrationName) -> Result<(), Error> {
-    let sql = "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = ANY ($1)";
-    let names = [Lane::Main, Lane::Apart].map(|lane| origin_of(migration, lane));
-    let dropped = session.execute(sql, &[&names.as_slice()]).await;
+    let sql = "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = $1 OR pg_catalog.starts_with(roname, $1 || '.')";
+    let dropped = session.execute(sql, &[&origin_of(migration, Lane::Main, 0)]).await;
     dropped.map_err(|source| Error::Query { what: "drop the replication origin", source })?;
     Ok(())
 }

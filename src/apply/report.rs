@@ -38,6 +38,14 @@ pub(super) fn set_aside(letters: &SetAside) {
     }
 }
 
+/// Counts a group by whether some of it has gone ahead of its turn.
+pub(super) fn sent(group: &Group, ahead: bool) {
+    if !group.layers.is_empty() {
+        let way = if ahead { "ahead" } else { "in_turn" };
+        metrics::counter!(names::GROUPS_TOTAL, names::LABEL_WAY => way).increment(1);
+    }
+}
+
 /// Counts what a group did to each table.
 pub(super) fn tally(group: &Group, tally: &Tally) {
     for (table, counts) in group.counts.values() {

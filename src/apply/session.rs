@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use bytes::BytesMut;
 use tracing::{info, warn};
 
-use crate::model::Lsn;
-use crate::wire::{self, Answer, Mode, RawConnection, ServerError, sqlstate};
+use crate::model::{Lsn, MigrationName};
+use crate::wire::{self, Answer, Endpoint, Mode, RawConnection, ServerError, sqlstate};
 
 use super::encode::{self, Columns, INT8, PG_LSN, TEXT, TIMESTAMPTZ};
 use super::error::Error;
-use super::options::Options;
+use super::lanes::Lane;
 use super::origin::origin_of;
 use super::position;
 use super::sql::Shape;
@@ -39,10 +39,19 @@ pub(super) struct Target {
     next_name: u64,
     /// Reused from statement to statement.
     pub(super) columns: Columns,
-    migration: String,
-    lane: i64,
-    epoch: i64,
-    generation: i64,
+    claim: Claim,
+    /// What it writes is marked with an origin.
+    pub(super) has_origin: bool,
+}
+
+/// What makes a position ours.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    pub(super) migration: MigrationName,
+    pub(super) lane: Lane,
+    pub(super) epoch: i64,
+    /// Of the division of the tables that the caller knows.
+    pub(super) generation: i64,
 }
 
 /// What stands in the cache.
@@ -78,9 +87,9 @@ pub(super) enum Outcome<L> {
 }
 
 impl Target {
-    /// `generation`: of the division of the tables that the caller knows.
-    pub(super) async fn open(options: &Options, generation: i64) -> Result<Self, Error> {
-        let connect = wire::connect_raw(&options.endpoint, Mode::Sql, "apply").await;
+    /// `number`: how many of the lane's sessions were opened before.
+    pub(super) async fn open(endpoint: &Endpoint, claim: Claim, number: usize) -> Result<Self, Error> {
+        let connect = wire::connect_raw(endpoint, Mode::Sql, "apply").await;
         let mut connection = connect.map_err(Error::Connect)?;
         connection.simple_query(SETTINGS).await.map_err(Error::Connect)?;
         let compresses = may(&mut connection, COMPRESS).await?;
@@ -88,18 +97,17 @@ impl Target {
         if !replica {
             warn!("session_replication_role may not be set: constraints are checked, deferred where they can be");
         }
-        let origin = set_up_origin(&mut connection, &origin_of(&options.migration, options.lane)).await?;
-        info!(replica, origin, compresses, "target session opened");
+        let origin = origin_of(&claim.migration, claim.lane, number);
+        let has_origin = set_up_origin(&mut connection, &origin).await?;
+        info!(replica, origin = has_origin, compresses, number, "target session opened");
         Ok(Self {
             connection,
             replica,
             statements: HashMap::new(),
             next_name: 0,
             columns: Columns::default(),
-            migration: options.migration.to_string(),
-            lane: i64::from(options.lane.number()),
-            epoch: options.epoch,
-            generation,
+            claim,
+            has_origin,
         })
     }
 
@@ -128,8 +136,9 @@ impl Target {
                 Some(unix_us) => encode::put_int8(out, unix_us - position::POSTGRES_EPOCH_US),
                 None => encode::put_null(out),
             }
-            encode::put_text(out, &self.migration);
-            for number in [self.lane, self.epoch, self.generation] {
+            let Claim { migration, lane, epoch, generation } = &self.claim;
+            encode::put_text(out, migration.as_str());
+            for number in [i64::from(lane.number()), *epoch, *generation] {
                 encode::put_int8(out, number);
             }
         });
@@ -194,12 +203,17 @@ impl Target {
         self.outcome(&mut sent).await
     }
 
+    /// The backend's process on the server.
+    pub(super) fn process(&self) -> i32 {
+        self.connection.backend_pid()
+    }
+
     pub(super) fn migration(&self) -> &str {
-        &self.migration
+        self.claim.migration.as_str()
     }
 
     pub(super) fn superseded(&self) -> Error {
-        Error::Superseded { migration: self.migration.clone(), epoch: self.epoch }
+        Error::Superseded { migration: self.claim.migration.to_string(), epoch: self.claim.epoch }
     }
 }
 

@@ -10,6 +10,7 @@ use super::fold::{Layer, Run, Truncate};
 use super::key::Present;
 use super::net::{Net, NetRow};
 use super::session::{Script, Statement, Target};
+use super::split::Rows;
 use super::sql::{self, Shape};
 use super::table::Table;
 
@@ -20,8 +21,19 @@ const COPY_ROWS_MIN: usize = 64;
 impl Target {
     /// The statements of one layer, in the order that frees unique values before they are taken.
     pub(super) fn layer<L: Copy>(&mut self, script: &mut Script<L>, layer: &Layer, label: L) -> Result<(), Error> {
+        self.share_of(script, layer, Rows::All, label)
+    }
+
+    /// The same for some rows of a layer, where it is a net.
+    pub(super) fn share_of<L: Copy>(
+        &mut self,
+        script: &mut Script<L>,
+        layer: &Layer,
+        rows: Rows<'_>,
+        label: L,
+    ) -> Result<(), Error> {
         match layer {
-            Layer::Net { table, net } => self.net(script, table, net, label),
+            Layer::Net { table, net } => self.net(script, table, net, rows, label),
             Layer::Run { table, run } => self.run(script, table, run, label),
             Layer::Truncate(truncate) => {
                 self.truncate(script, truncate, label);
@@ -30,19 +42,26 @@ impl Target {
         }
     }
 
-    fn net<L: Copy>(&mut self, script: &mut Script<L>, table: &Table, net: &Net, label: L) -> Result<(), Error> {
+    fn net<L: Copy>(
+        &mut self,
+        script: &mut Script<L>,
+        table: &Table,
+        net: &Net,
+        rows: Rows<'_>,
+        label: L,
+    ) -> Result<(), Error> {
         let (mut gone, mut new) = (Vec::new(), Vec::new());
         let mut changed: BTreeMap<Present, Vec<&Tuple>> = BTreeMap::new();
-        let sorted = if table.sortable { net.rows_by_key() } else { net.rows().iter().collect() };
-        for row in sorted {
-            match row {
+        let sorted = if table.sortable { net.places_by_key() } else { (0..net.rows().len()).collect() };
+        for at in sorted.into_iter().filter(|at| rows.has(*at)) {
+            match &net.rows()[at] {
                 NetRow::Updated(row) => changed.entry(Present::of(row)).or_default().push(row),
                 NetRow::Deleted(row) | NetRow::Replaced(row) => gone.push(row),
                 NetRow::Inserted(_) | NetRow::Passed => {}
             }
         }
         // New rows in the order they came, as the source's pages hold them.
-        for row in net.rows() {
+        for (_, row) in net.rows().iter().enumerate().filter(|(at, _)| rows.has(*at)) {
             match row {
                 NetRow::Inserted(row) | NetRow::Replaced(row) => new.push(row),
                 NetRow::Updated(_) | NetRow::Deleted(_) | NetRow::Passed => {}

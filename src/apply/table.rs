@@ -19,6 +19,8 @@ pub(super) struct Table {
     pub(super) isolated: bool,
     /// No unique value but the key's own could be freed by one row of a set for another: rows may be put in any order.
     pub(super) sortable: bool,
+    /// No value but the key is unique, so what happens to rows of other keys cannot tell in which order it happened.
+    pub(super) independent: bool,
     /// COPY FROM is refused under row security and passes rules by.
     pub(super) copies: bool,
     /// Its values come in binary form, and the target's columns have the same types: COPY takes them as they are.

@@ -6,6 +6,7 @@ use super::error::Error;
 use super::group::{Extent, Group};
 use super::queue::Member;
 use super::session::{Script, Target};
+use super::split::Share;
 
 /// A division by zero: a count of rows was not what it must be.
 pub(super) const WRONG_COUNT: &str = "22012";
@@ -25,15 +26,70 @@ pub(super) enum Step {
 /// the documentation).
 pub(super) fn write(target: &mut Target, group: &Group, flushes: bool) -> Result<Script<Step>, Error> {
     let mut script = Script::new();
-    open(target, &mut script, group);
-    for (at, layer) in group.layers.list().iter().enumerate() {
-        target.layer(&mut script, layer, Step::Layer(at))?;
-    }
-    if !flushes {
-        target.fixed(&mut script, "SET LOCAL synchronous_commit = off", Step::Frame);
-    }
-    close(target, &mut script, group);
+    whole(target, &mut script, group, flushes)?;
     Ok(script)
+}
+
+/// The same after what had gone ahead of its turn was refused.
+pub(super) fn write_again(target: &mut Target, group: &Group, flushes: bool) -> Result<Script<Step>, Error> {
+    let mut script = Script::new();
+    target.fixed(&mut script, "ROLLBACK", Step::Frame);
+    whole(target, &mut script, group, flushes)?;
+    Ok(script)
+}
+
+/// What may go ahead of the groups before: everything but the position, and nothing that commits.
+pub(super) fn write_ahead(target: &mut Target, group: &Group, shares: &[Share]) -> Result<Script<Step>, Error> {
+    let mut script = Script::new();
+    target.begin(&mut script, Step::Frame);
+    rows(target, &mut script, group, shares, true)?;
+    Ok(script)
+}
+
+/// The rest of it, when its turn has come. The position stands first here too: whoever is not the one to move it writes
+/// no more, and commits nothing of what had gone ahead.
+pub(super) fn write_rest(
+    target: &mut Target,
+    group: &Group,
+    shares: &[Share],
+    flushes: bool,
+) -> Result<Script<Step>, Error> {
+    let mut script = Script::new();
+    position(target, &mut script, group);
+    rows(target, &mut script, group, shares, false)?;
+    end(target, &mut script, group, flushes);
+    Ok(script)
+}
+
+fn whole(target: &mut Target, script: &mut Script<Step>, group: &Group, flushes: bool) -> Result<(), Error> {
+    open(target, script, group);
+    for (at, layer) in group.layers.list().iter().enumerate() {
+        target.layer(script, layer, Step::Layer(at))?;
+    }
+    end(target, script, group, flushes);
+    Ok(())
+}
+
+fn rows(
+    target: &mut Target,
+    script: &mut Script<Step>,
+    group: &Group,
+    shares: &[Share],
+    ahead: bool,
+) -> Result<(), Error> {
+    for (at, (layer, share)) in group.layers.list().iter().zip(shares).enumerate() {
+        if let Some(rows) = share.rows(ahead) {
+            target.share_of(script, layer, rows, Step::Layer(at))?;
+        }
+    }
+    Ok(())
+}
+
+fn end(target: &mut Target, script: &mut Script<Step>, group: &Group, flushes: bool) {
+    if !flushes {
+        target.fixed(script, "SET LOCAL synchronous_commit = off", Step::Frame);
+    }
+    close(target, script, group);
 }
 
 /// What stands before a group's rows: the position first, whose lock keeps another daemon out.

@@ -271,6 +271,7 @@ fn check_apply(raw: RawApply, findings: &mut Findings<'_>) -> Apply {
             Duration::ZERO..=Duration::from_secs(10),
             Duration::from_millis(5),
         ),
+        sessions: findings.number("apply.sessions", raw.sessions, 1..=16, 2) as usize,
         dead_letters: findings.choice(
             "apply.refused_rows",
             raw.refused_rows,

@@ -160,6 +160,8 @@ pub struct Apply {
     pub group_bytes: usize,
     /// ... or when its first transaction has waited this long.
     pub group_delay: Duration,
+    /// While behind, so many groups are executed at once, each in a session of its own, and committed in order.
+    pub sessions: usize,
     /// A row that the target refuses is set aside in `changeover.dead_letter`; otherwise it stops the target.
     pub dead_letters: bool,
 }

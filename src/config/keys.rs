@@ -84,6 +84,7 @@ pub(super) const KEYS: &[Key] = &[
     key("spool.release_source_wal", Kind::Boolean),
     key("apply.group", Kind::Size),
     key("apply.group_delay", Kind::Duration),
+    key("apply.sessions", Kind::Integer),
     key("apply.refused_rows", Kind::Choice(REFUSED_ROWS)),
     key("cutover.max_pause", Kind::Duration),
     key("cutover.max_lag", Kind::Size),

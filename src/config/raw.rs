@@ -121,6 +121,7 @@ pub(super) struct RawSpool {
 pub(super) struct RawApply {
     pub group: Option<String>,
     pub group_delay: Option<String>,
+    pub sessions: Option<i64>,
     pub refused_rows: Option<String>,
 }
 

@@ -36,6 +36,11 @@ impl Shares {
             kafka_bytes: memory_bytes / 8,
         }
     }
+
+    /// What two sessions hold is budgeted; more of them share it.
+    fn group_bytes_with(&self, sessions: usize) -> usize {
+        self.group_bytes * 2 / sessions.max(2)
+    }
 }
 
 /// How the copy spares the source.
@@ -67,7 +72,8 @@ pub(super) fn apply_options(config: &Config, prepared: &Prepared, shares: &Share
         filter: config.tables.clone(),
         renames: Default::default(),
         handovers: Vec::new(),
-        group_bytes: config.apply.group_bytes.min(shares.group_bytes),
+        group_bytes: config.apply.group_bytes.min(shares.group_bytes_with(config.apply.sessions)),
+        sessions: config.apply.sessions,
         group_delay: config.apply.group_delay,
         dead_letters: config.apply.dead_letters,
         held_bytes: shares.link_bytes,

@@ -12,6 +12,8 @@ pub const LAG_SECONDS: &str = "changeover_lag_seconds";
 pub const SLOT_RETAINED_BYTES: &str = "changeover_slot_retained_bytes";
 /// Label `op`: insert, update, delete, truncate.
 pub const ROWS_TOTAL: &str = "changeover_rows_total";
+/// Label `way`: ahead, in_turn.
+pub const GROUPS_TOTAL: &str = "changeover_groups_total";
 pub const DEAD_LETTERS_TOTAL: &str = "changeover_dead_letters_total";
 pub const FOREIGN_WRITES_TOTAL: &str = "changeover_foreign_writes_total";
 pub const TRANSACTIONS_TOTAL: &str = "changeover_transactions_total";
@@ -57,6 +59,7 @@ pub const LABEL_SINK: &str = "sink";
 pub const LABEL_STAGE: &str = "stage";
 pub const LABEL_OP: &str = "op";
 pub const LABEL_REASON: &str = "reason";
+pub const LABEL_WAY: &str = "way";
 
 /// Starts collecting, with the label `migration` on whatever does not carry it. One recorder a process, whoever asks
 /// first: it is a process of one migration.
@@ -82,6 +85,7 @@ fn describe_all() {
     describe_gauge!(LAG_SECONDS, Unit::Seconds, "Age of the oldest change not applied; 0 when idle and caught up");
     describe_gauge!(SLOT_RETAINED_BYTES, Unit::Bytes, "Bytes of log that the slot keeps on the source");
     describe_counter!(ROWS_TOTAL, "Row changes applied on the target, by table and operation");
+    describe_counter!(GROUPS_TOTAL, "Transactions on the target, by whether part of them went ahead of their turn");
     describe_counter!(DEAD_LETTERS_TOTAL, "Changes that the target refused, set aside in changeover.dead_letter");
     describe_counter!(
         FOREIGN_WRITES_TOTAL,

@@ -15,8 +15,10 @@ pub enum Point {
     ReportDue,
     /// It is queued to the socket.
     Reported,
-    /// A group is written out for the target, and nothing of it sent.
+    /// A group is written out for the target, and nothing of it sent but what went ahead of its turn.
     GroupDue,
+    /// What of a group may go ahead of its turn is sent.
+    GroupAhead,
     /// The target has committed a group; nobody has been told.
     GroupCommitted,
     /// Its position has been told.
@@ -38,11 +40,12 @@ pub enum Point {
 }
 
 impl Point {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::SnapshotHanded,
         Self::ReportDue,
         Self::Reported,
         Self::GroupDue,
+        Self::GroupAhead,
         Self::GroupCommitted,
         Self::GroupTold,
         Self::SegmentCreated,
@@ -63,6 +66,7 @@ impl Point {
             Self::ReportDue => "report-due",
             Self::Reported => "reported",
             Self::GroupDue => "group-due",
+            Self::GroupAhead => "group-ahead",
             Self::GroupCommitted => "group-committed",
             Self::GroupTold => "group-told",
             Self::SegmentCreated => "segment-created",

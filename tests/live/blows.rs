@@ -74,6 +74,8 @@ impl Plan {
             // Passed before the blows begin: see `snapshot`.
             Point::SnapshotHanded => false,
             Point::ReportDue | Point::Reported | Point::GroupDue | Point::GroupCommitted | Point::GroupTold => true,
+            // Only full groups go ahead of their turn.
+            Point::GroupAhead => self.group == "64KiB",
             Point::SegmentCreated
             | Point::SegmentWritten
             | Point::SegmentSynced

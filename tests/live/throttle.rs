@@ -1,6 +1,5 @@
 //! A copy that spares its source: it stands still under load, keeps to a rate, and can be paused.
 
-use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -57,7 +56,7 @@ async fn the_copy_stands_still_while_a_query_says_so_and_goes_on_when_it_does_no
     // One connection asks, however long it takes.
     let asking = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'changeover throttle'";
     assert_eq!(blue.scalar(asking).await, "1");
-    let metrics = daemon_metrics(&daemon);
+    let metrics = daemon.metrics();
     assert!(metrics.contains("changeover_snapshot_held{migration=\"gentle\",reason=\"load\"} 1"), "{metrics}");
     // What was in the middle of being copied when the first answer came stays so; nothing else is begun.
     let before = rows_on(&green).await;
@@ -80,18 +79,6 @@ async fn the_copy_stands_still_while_a_query_says_so_and_goes_on_when_it_does_no
     assert!(status["throttle"]["held_seconds_total"].as_f64().unwrap() >= 1.0, "{status}");
     assert_eq!(blue.scalar(asking).await, "0", "nobody asks when nothing is copied");
     assert_copied(daemon, &blue, &green).await;
-}
-
-/// Over the socket itself: what a collector of metrics sees.
-fn daemon_metrics(daemon: &Daemon) -> String {
-    use std::io::{Read, Write};
-    let text = fs::read_to_string(daemon.config_path()).unwrap();
-    let listen = text.lines().find_map(|line| line.strip_prefix("listen = ")).unwrap().trim_matches('"').to_owned();
-    let mut socket = std::net::TcpStream::connect(listen).unwrap();
-    socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    answer
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +182,7 @@ async fn a_pause_ends_what_is_under_way_and_begins_nothing_until_it_is_resumed()
     blue.exec("INSERT INTO t SELECT n, 'new' FROM generate_series(100001, 100100) n").await;
     let status = daemon.status().unwrap();
     assert_eq!((&status["paused"], &status["phase"]), (&Value::from(true), &Value::from("copying")));
-    assert!(daemon_metrics(&daemon).contains("changeover_snapshot_held{migration=\"gentle\",reason=\"pause\"} 1"));
+    assert!(daemon.metrics().contains("changeover_snapshot_held{migration=\"gentle\",reason=\"pause\"} 1"));
     assert_eq!(daemon.json(&["resume"])["paused"], false);
     assert_copied(daemon, &blue, &green).await;
 }

@@ -1,6 +1,8 @@
 //! The real daemon: the program as users start it.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -160,6 +162,17 @@ impl Daemon {
     pub fn status(&self) -> Option<Value> {
         let output = self.command(&["status", "--json"]);
         serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// `/metrics` over the socket itself: what a collector sees.
+    pub fn metrics(&self) -> String {
+        let text = fs::read_to_string(self.config_path()).unwrap();
+        let listen = text.lines().find_map(|line| line.strip_prefix("listen = ")).unwrap().trim_matches('"').to_owned();
+        let mut socket = TcpStream::connect(listen).unwrap();
+        socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     /// Waits until `status --json` says `phase`.

@@ -88,6 +88,7 @@ impl World {
             renames: std::collections::BTreeMap::default(),
             handovers: Vec::new(),
             group_bytes: 1 << 20,
+            sessions: 2,
             group_delay: Duration::ZERO,
             dead_letters: false,
             held_bytes: 4 << 20,
