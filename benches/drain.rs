@@ -140,7 +140,7 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
     report("  its walsender, processor time", "s", &walsender_native);
     report("changeover", "s", &ours);
     report("  its walsender, processor time", "s", &walsender);
-    report("  its backend on the target, processor time", "s", &backend);
+    report("  its backends on the target, processor time", "s", &backend);
     report("  share of the wall time the walsender does not work", "", &neither);
     report("ratio to native", "", &ratios);
     report("own processor time by wall time", "", &shares);
@@ -243,21 +243,20 @@ fn changeover(source: &PgCluster, target: &PgCluster, load: &Load, name: &str, r
         &format!("bench_{round}"),
         &source.url(load.name),
         &target.url(name),
-        "[snapshot]\nmode = \"none\"",
+        &format!("[apply]\nsessions = {}\n[snapshot]\nmode = \"none\"", number("BENCH_SESSIONS", 2)),
         &format!("slot = \"{slot}\"\npublication = \"bench\"\n"),
     );
     let (blue, green) = (Asker::new(source, "postgres"), Asker::new(target, name));
     let mut child = ours.command("run").spawn().unwrap();
     let sql = format!("SELECT commit_end >= '{end}' FROM changeover.position WHERE migration = 'bench_{round}'");
-    let (mut walsender, mut backend, mut used) = (None, None, Used::default());
+    let (mut walsender, mut used) = (None, Used::default());
     until("end of our drain", PATIENCE, || {
         (used.own, used.peak_kib) = usage(&child);
         assert!(child.try_wait().unwrap().is_none(), "the daemon ended: {}", ours.log());
         walsender = walsender.take().or_else(|| sender_of(&blue, &slot));
         // Its process is another one once the backlog is read: what follows is not counted.
         used.walsender = walsender.as_deref().map_or(0.0, processor_seconds).max(used.walsender);
-        backend = backend.take().or_else(|| applier_of(&green, name));
-        used.backend = backend.as_deref().map_or(used.backend, processor_seconds);
+        used.backend = appliers_of(&green, name).split(' ').map(processor_seconds).sum::<f64>().max(used.backend);
         // The table is not there at first.
         green.ask(&sql).as_deref() == Some("t")
     });
@@ -266,9 +265,11 @@ fn changeover(source: &PgCluster, target: &PgCluster, load: &Load, name: &str, r
     used
 }
 
-fn applier_of(target: &Asker, name: &str) -> Option<String> {
-    target.ask(&format!(
-        "SELECT pid FROM pg_stat_activity WHERE datname = '{name}' AND application_name LIKE '%apply' \
-         ORDER BY backend_start DESC LIMIT 1"
-    ))
+/// The processes of all its sessions.
+fn appliers_of(target: &Asker, name: &str) -> String {
+    let sql = format!(
+        "SELECT coalesce(string_agg(pid::text, ' '), '0') FROM pg_stat_activity \
+         WHERE datname = '{name}' AND application_name LIKE '%apply'"
+    );
+    target.ask(&sql).unwrap_or_default()
 }

@@ -78,6 +78,8 @@ impl Daemon {
         let mut settled = sinks.clone();
         settled.extend(prepared.apart.map(|position| (SinkName::Resync, position)));
         let flow = Arc::new(Flow::new(&settled, &resumed));
+        // Until the stream says how far it goes, this does: who has heard nothing yet is not caught up.
+        flow.heard_of(prepared.source_end);
         // Its place; what is set apart already needs it from the first batch on.
         let apart = Some(spool.cursor(SinkName::Resync)).filter(|_| prepared.apart.is_some());
         if apart.is_none() {

@@ -122,6 +122,11 @@ impl Flow {
         }
     }
 
+    /// The source's log reaches this far.
+    pub(super) fn heard_of(&self, wal_end: Lsn) {
+        self.lock().heard_of(wal_end);
+    }
+
     pub(super) fn source_ends(&self, at: Lsn) {
         self.lock().source_ends(at);
     }

@@ -36,6 +36,8 @@ pub(super) struct Prepared {
     pub(super) target_position: Lsn,
     /// Where the slot stands: never past any sink.
     pub(super) stream_start: Lsn,
+    /// Where the source's log ended when it was asked.
+    pub(super) source_end: Lsn,
     /// Where the slot began: what a sink that has nothing yet begins with.
     pub(super) consistent_point: Lsn,
 }
@@ -93,6 +95,7 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
         row_estimates,
         target_position,
         stream_start,
+        source_end: identified.wal_flush,
         consistent_point,
     };
     Ok((prepared, state))

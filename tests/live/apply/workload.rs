@@ -5,6 +5,7 @@ use crate::support::from_environment;
 
 const SCHEMA: &str = "
 CREATE TABLE keyed (id int PRIMARY KEY, v int, note text);
+CREATE TABLE plain (id int PRIMARY KEY, v int, note text);
 CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int, UNIQUE (w) DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE pair (a int, b text, v int, PRIMARY KEY (b, a));
 CREATE TABLE bare (v int, note text); ALTER TABLE bare REPLICA IDENTITY FULL;
@@ -22,9 +23,9 @@ CREATE TABLE nullable (id int PRIMARY KEY, u int UNIQUE, c char(5)); ALTER TABLE
 /// Besides what a database may have anyway: a unique index with a condition, which only the target's order can satisfy.
 const ON_TARGET: &str = "CREATE UNIQUE INDEX ON keyed (v) WHERE note = 'never'";
 
-const TABLES: [&str; 9] = ["keyed", "uniq", "pair", "bare", "parted", "tree", "ranges", "chosen", "nullable"];
+const TABLES: [&str; 10] = ["keyed", "plain", "uniq", "pair", "bare", "parted", "tree", "ranges", "chosen", "nullable"];
 
-const BINARY_TABLES: [&str; 7] = ["keyed", "uniq", "pair", "bare", "parted", "chosen", "nullable"];
+const BINARY_TABLES: [&str; 8] = ["keyed", "plain", "uniq", "pair", "bare", "parted", "chosen", "nullable"];
 
 struct Random(fastrand::Rng);
 
@@ -45,6 +46,13 @@ impl Random {
                 key % 2
             ),
             format!("DELETE FROM keyed WHERE id = {key}"),
+            format!(
+                "INSERT INTO plain VALUES ({value} % 80, {key}, repeat('x', {value})), ({value} % 80 + 80, {other}, 'y')"
+            ),
+            format!("UPDATE plain SET v = v + 1 WHERE id % 10 = {key} % 10"),
+            format!("UPDATE plain SET note = note || '{other}' WHERE id = {value} % 160"),
+            format!("UPDATE plain SET id = id + 1 WHERE id = {value} % 160"),
+            format!("DELETE FROM plain WHERE id % 40 = {value} % 40"),
             format!("INSERT INTO uniq VALUES ({key}, {other}, {})", self.key()),
             format!("UPDATE uniq SET u = {other} WHERE id = {key}"),
             format!("UPDATE uniq SET w = CASE id WHEN {key} THEN {other} ELSE {key} END WHERE id IN ({key}, {other})"),
@@ -124,6 +132,7 @@ async fn binary_world() -> World {
 async fn check(world: &mut World, tables: &[&str], seed: u64, group_bytes: usize) {
     println!("CHANGEOVER_SEED={seed}, group_bytes {group_bytes}");
     world.options.group_bytes = group_bytes;
+    world.options.sessions = 1 + usize::try_from(seed % 4).unwrap();
     let mut random = Random(fastrand::Rng::with_seed(seed));
     world.follow(&format!("TRUNCATE {} RESTART IDENTITY", TABLES.join(", "))).await.unwrap();
     for _ in 0..6 {
