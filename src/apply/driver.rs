@@ -97,7 +97,7 @@ pub(super) struct Driver {
     pub(super) flight: Option<Flight>,
     /// A source transaction came in parts and its target transaction is open. What its pieces did so far.
     open: Option<Counts>,
-    /// Tables whose sets failed for their order: no longer folded.
+    /// Tables (by [`super::table::Table::place`]) whose sets failed for their order: no longer folded.
     ordered: HashSet<u32>,
     /// End of the last transaction that was applied.
     applied: Option<Lsn>,
@@ -149,7 +149,7 @@ impl Driver {
             ports,
             catalog,
             target,
-            shapes: Shapes::new(options.filter, options.renames, options.handovers, division),
+            shapes: Shapes::new(options.filter, options.renames, options.gathered, options.handovers, division),
             sink: sink_of(options.lane),
             position_interval: position_interval(options.lane),
             group_bytes: options.group_bytes,
@@ -346,7 +346,7 @@ impl Driver {
         };
         warn!(table = %table.relation.name, sqlstate = error.sqlstate(), "set refused: applying its group row by row");
         if ORDER_MATTERS.contains(&error.sqlstate()) {
-            self.ordered.insert(table.id);
+            self.ordered.insert(table.place);
         }
     }
 

@@ -59,6 +59,9 @@ pub(super) fn table_of(
     let columns = relation.columns.iter().map(|column| column_of(relation, &target, facts, &column.name));
     Ok(Table {
         id,
+        place: id,
+        member: relation.name.clone(),
+        leaf: None,
         columns: columns.collect::<Result<_, _>>()?,
         key: key_of(relation, facts),
         isolated: !facts.acts,

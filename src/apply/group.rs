@@ -19,7 +19,7 @@ pub(super) enum Extent {
     Piece { first: bool, last: bool },
 }
 
-/// Row changes by [`Table::id`].
+/// Row changes by the source's OID.
 pub(super) type Counts = BTreeMap<u32, (Arc<Table>, RowCounts)>;
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Group {
         }
     }
 
-    /// Adds a transaction, or a part of one. `ordered`: tables (by id) whose changes are not to be folded.
+    /// Adds a transaction, or a part of one. `ordered`: tables (by place) whose changes are not to be folded.
     pub(super) fn add(&mut self, member: Member, ordered: &HashSet<u32>) -> Result<(), Error> {
         let transaction = member.transaction();
         debug_assert!(self.accepts(transaction.part), "the caller asks first");
@@ -120,7 +120,7 @@ impl Group {
     }
 
     fn count(&mut self, table: &Arc<Table>, kind: &ChangeKind, committed_at_us: i64) {
-        let (_, counts) = self.counts.entry(table.id).or_insert_with(|| (Arc::clone(table), RowCounts::default()));
+        let (_, counts) = self.counts.entry(table.relation.oid).or_insert_with(|| (Arc::clone(table), RowCounts::default()));
         counts.committed_at_us = committed_at_us;
         match kind {
             ChangeKind::Insert { .. } => counts.inserts += 1,
@@ -162,17 +162,40 @@ pub(super) fn add_change(
             // What another lane truncates may refer to these by foreign key.
             let all = if arrived.divided { relations.len() } else { tables_of(arrived, change).count() };
             let partial = tables.len() < all;
-            layers.truncate(Truncate { tables, restart_identity: *restart_identity, partial });
+            let (tables, leaves) = whole_and_leaves(tables)?;
+            layers.truncate(Truncate { tables, leaves, restart_identity: *restart_identity, partial });
             return Ok(());
         }
         ChangeKind::Message { .. } => return Ok(()),
     };
     for table in tables_of(arrived, change) {
-        let folding = !ordered.contains(&table.id);
+        let folding = !ordered.contains(&table.place);
         let added = layers.row(table, row.clone(), folding);
         added.map_err(|NoIdentity| Error::NoIdentity { table: table.relation.name.clone() })?;
     }
     Ok(())
+}
+
+/// What a TRUNCATE leaves empty on the target, and what it takes only some rows of: a gathered table is empty when it, or
+/// each of its leaves, was named.
+fn whole_and_leaves(named: Vec<Arc<Table>>) -> Result<(Vec<Arc<Table>>, Vec<(Arc<Table>, String)>), Error> {
+    let (leaves, mut whole): (Vec<Arc<Table>>, Vec<Arc<Table>>) =
+        named.into_iter().partition(|table| table.leaf.is_some());
+    let mut parts = Vec::new();
+    for table in &leaves {
+        let Some(leaf) = &table.leaf else { continue };
+        if whole.iter().any(|other| other.target == table.target) {
+            continue;
+        }
+        if leaves.iter().filter(|other| other.place == table.place).count() == leaf.leaf_count {
+            whole.push(Arc::clone(table));
+            continue;
+        }
+        let (name, root) = (table.relation.name.clone(), table.member.clone());
+        let rows = leaf.condition.clone().ok_or(Error::LeafTruncated { leaf: name, root })?;
+        parts.push((Arc::clone(table), rows));
+    }
+    Ok((whole, parts))
 }
 
 /// The migration's tables that a change concerns: one, or those of a TRUNCATE.

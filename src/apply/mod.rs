@@ -55,4 +55,4 @@ pub use members::{
 pub use options::{Options, Ports};
 pub use origin::drop_origin;
 pub use position::{adopt_position, read_lane_position, read_position};
-pub use strangers::{Stranger, Watched, fold_notes, read_strangers, unwatch, watch};
+pub use strangers::{Stranger, Watched, fold_notes, parts_of, read_strangers, unwatch, watch};

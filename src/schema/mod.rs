@@ -11,6 +11,7 @@
 mod error;
 mod catalog;
 mod read;
+mod gather;
 mod compare;
 mod dump;
 mod locks;
@@ -21,7 +22,7 @@ mod store;
 
 pub use catalog::{
     BinaryCopy, Catalog, Column, Constraint, ConstraintKind, Database, Design, Extension, ForeignKey, GeneratedKind,
-    IdentityKind, Index, NotStreamed, NotStreamedKind, Partition, Sequence, SequenceOwner, Table, TableDesign,
+    IdentityKind, Index, Leaf, NotStreamed, NotStreamedKind, Partition, Sequence, SequenceOwner, Table, TableDesign,
     TableKind, Trigger, TriggerState, UniqueKey,
 };
 pub use compare::{Described, Difference, DifferenceKind, compare};
@@ -33,6 +34,7 @@ pub use copy::{
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;
 pub(crate) use locks::holders as lock_holders;
+pub use gather::{Gathered, Settled, Unfit, UnfitKind, gather, read_gathered, record_gathered};
 pub use read::{read_catalog, read_design};
 pub use sequences::copy_sequences;
 pub use state::{drop_state, install_state};

@@ -114,7 +114,7 @@ pub(crate) fn touch(dirty: &DirtyKeys, relation: &Relation, values: &[&str]) {
     for value in values {
         tuple.push(Datum::Text(value.as_bytes()));
     }
-    dirty.row(relation, &tuple.finish());
+    dirty.row(&relation.name, relation, &tuple.finish());
 }
 
 /// One column of every kind that a careless text form would get wrong.
