@@ -120,7 +120,8 @@ impl Group {
     }
 
     fn count(&mut self, table: &Arc<Table>, kind: &ChangeKind, committed_at_us: i64) {
-        let (_, counts) = self.counts.entry(table.relation.oid).or_insert_with(|| (Arc::clone(table), RowCounts::default()));
+        let (_, counts) =
+            self.counts.entry(table.relation.oid).or_insert_with(|| (Arc::clone(table), RowCounts::default()));
         counts.committed_at_us = committed_at_us;
         match kind {
             ChangeKind::Insert { .. } => counts.inserts += 1,

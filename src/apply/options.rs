@@ -8,7 +8,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::Receiver;
-use crate::model::{ApplyCommand, Batch, GatheredLeaves, Lsn, MigrationName, Settled, TableFilter, TableHandover, TableName, Touched};
+use crate::model::{
+    ApplyCommand, Batch, GatheredLeaves, Lsn, MigrationName, Settled, TableFilter, TableHandover, TableName, Touched,
+};
 use crate::telemetry::{Latency, Tally};
 use crate::wire::Endpoint;
 

@@ -92,6 +92,7 @@ async fn untold(sides: &Sides<'_>, roots: &[&Table]) -> Result<Option<Finding>, 
          still at a TRUNCATE of one of them: {}",
         listed(&untold)
     );
-    let remedy = "truncate the whole table instead, or DELETE; after such a TRUNCATE `changeover resync` of the whole table";
+    let remedy =
+        "truncate the whole table instead, or DELETE; after such a TRUNCATE `changeover resync` of the whole table";
     Ok(Some(Finding::warn(CHECK, message, remedy)))
 }

@@ -307,7 +307,8 @@ impl Catalog {
 
     /// The gathered table that `name` is a partition of.
     pub fn gathered_from(&self, name: &TableName) -> Option<&Table> {
-        let is_of = |table: &&Table| table.leaves.iter().any(|leaf| leaf.table.name == *name) || table.inner.contains(name);
+        let is_of =
+            |table: &&Table| table.leaves.iter().any(|leaf| leaf.table.name == *name) || table.inner.contains(name);
         self.tables.iter().find(is_of)
     }
 

@@ -193,10 +193,12 @@ fn with_leaves(catalog: &Catalog, trees: &Trees, conditions: &HashMap<u32, Strin
     for root in &mut gathered.tables {
         let Some(names) = trees.get(&root.name) else { continue };
         let leaves = names.iter().filter_map(|name| catalog.table(name)).cloned();
-        root.leaves =
-            leaves.map(|table| Leaf { condition: conditions.get(&table.oid).cloned(), table }).collect();
+        root.leaves = leaves.map(|table| Leaf { condition: conditions.get(&table.oid).cloned(), table }).collect();
         let inner = below.iter().filter(|table| table.kind == TableKind::Partitioned);
-        root.inner = inner.filter(|table| above(table, catalog).any(|name| *name == root.name)).map(|table| table.name.clone()).collect();
+        root.inner = inner
+            .filter(|table| above(table, catalog).any(|name| *name == root.name))
+            .map(|table| table.name.clone())
+            .collect();
         let stored = || root.leaves.iter().map(|leaf| &leaf.table);
         root.size_bytes = stored().map(|table| table.size_bytes).sum();
         root.block_count = stored().map(|table| table.block_count).sum();
@@ -255,12 +257,11 @@ mod tests {
                 name: name(table),
                 oid: 1,
                 kind: if key.is_some() { TableKind::Partitioned } else { TableKind::Ordinary },
-                partition: (!parent.is_empty())
-                    .then(|| Partition { parent: name(parent), bounds: bounds.to_owned() }),
+                partition: (!parent.is_empty()).then(|| Partition { parent: name(parent), bounds: bounds.to_owned() }),
                 partition_key: key.map(str::to_owned),
                 leaf_count: if key.is_some() { leaf_count } else { 0 },
                 leaves: Vec::new(),
-            inner: Vec::new(),
+                inner: Vec::new(),
                 inherits: Vec::new(),
                 owner: String::new(),
                 columns: Vec::new(),
@@ -279,8 +280,7 @@ mod tests {
         let mut tables: Vec<Table> = tables.iter().map(table).collect();
         tables.sort_by(|left, right| left.name.cmp(&right.name));
         let text = String::new;
-        let database =
-            Database { name: text(), encoding: text(), collate: text(), ctype: text(), locale: None };
+        let database = Database { name: text(), encoding: text(), collate: text(), ctype: text(), locale: None };
         Catalog {
             server_version_num: 150_000,
             database,

@@ -33,8 +33,8 @@ pub use copy::{
 };
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;
-pub(crate) use locks::holders as lock_holders;
 pub use gather::{Gathered, Settled, Unfit, UnfitKind, gather, read_gathered, record_gathered};
+pub(crate) use locks::holders as lock_holders;
 pub use read::{read_catalog, read_design};
 pub use sequences::copy_sequences;
 pub use state::{drop_state, install_state};

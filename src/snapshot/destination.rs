@@ -54,9 +54,8 @@ impl Target {
     pub(super) fn would_fire(&self, destination: &Destination) -> bool {
         let fires = |state| matches!(state, TriggerState::Origin | TriggerState::Always);
         let mut written = self.catalog.tables.iter().filter(|table| self.is_within(table, &destination.name));
-        written.any(|table| {
-            !table.foreign_keys.is_empty() || table.triggers.iter().any(|trigger| fires(trigger.enabled))
-        })
+        written
+            .any(|table| !table.foreign_keys.is_empty() || table.triggers.iter().any(|trigger| fires(trigger.enabled)))
     }
 
     /// Whether `table` is `name`, or a partition below it.

@@ -192,11 +192,17 @@ async fn a_table_may_be_partitioned_otherwise_where_its_rows_can_be_found() {
     let found = said(&pair, "target.partitions").await;
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].starts_with("Pass partitioned otherwise on the target, and one table each for us: public.h (1)"));
-    assert!(found[1].starts_with("Warn the target cannot tell the rows of these partitions") && found[1].contains("h_1"));
+    assert!(
+        found[1].starts_with("Warn the target cannot tell the rows of these partitions") && found[1].contains("h_1")
+    );
     // The same name and other bounds; and then another parent.
-    target.exec("ALTER TABLE p DETACH PARTITION p_2; ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES FROM (9) TO (99)").await;
+    target
+        .exec("ALTER TABLE p DETACH PARTITION p_2; ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES FROM (9) TO (99)")
+        .await;
     assert!(said(&pair, "target.partitions").await[0].contains("public.h (1), public.p (2)"));
-    target.exec("DROP TABLE p; CREATE TABLE p (id int, k int, at date, PRIMARY KEY (id, at)) PARTITION BY HASH (at)").await;
+    target
+        .exec("DROP TABLE p; CREATE TABLE p (id int, k int, at date, PRIMARY KEY (id, at)) PARTITION BY HASH (at)")
+        .await;
     let found = said(&pair, "target.partitions").await;
     let missing = "Fail public.p has no unique key over (\"id\", \"k\") on the target";
     assert!(found[1].starts_with(missing) && found[1].contains("p_2\" REPLICA IDENTITY FULL;"), "{found:?}");
@@ -205,7 +211,10 @@ async fn a_table_may_be_partitioned_otherwise_where_its_rows_can_be_found() {
     // Its rows could not be compared with all of the source's.
     source.exec("ALTER TABLE p_2 SET UNLOGGED").await;
     let found = said(&pair, "target.partitions").await;
-    assert!(found[0].starts_with("Fail public.p is partitioned otherwise on the target, and only 1 of its 2"), "{found:?}");
+    assert!(
+        found[0].starts_with("Fail public.p is partitioned otherwise on the target, and only 1 of its 2"),
+        "{found:?}"
+    );
 }
 
 #[tokio::test]

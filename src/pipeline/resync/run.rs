@@ -216,7 +216,8 @@ impl Resync {
         let source = wire::connect(self.source(), "resync").await.map_err(Error::Source)?;
         let publication = &self.setting_apart.config.source.publication;
         let published = source::publication_tables(&source, &publication.name).await?.unwrap_or_default();
-        let stored = self.catalog.row_tables().filter(|table| tables.contains(&table.name)).flat_map(schema::Table::stored);
+        let stored =
+            self.catalog.row_tables().filter(|table| tables.contains(&table.name)).flat_map(schema::Table::stored);
         let wanted: Vec<TableName> =
             stored.map(|table| &table.name).filter(|name| !published.contains(name)).cloned().collect();
         if wanted.is_empty() {
