@@ -166,6 +166,32 @@ pub(super) async fn green_complete(blue: &Session, green: &Session, dirty: &Dirt
     })
 }
 
+/// A partition that came since we started is in no stream, and what is written to it would stay on blue. Asked of tables
+/// whose partitions are one table on green; `None` when there are none.
+pub(super) async fn partitions_stream(blue: &Session, dirty: &DirtyKeys) -> Result<Option<Gate>, Error> {
+    let what = "look for partitions that are not streamed";
+    let statement = "SELECT n.nspname::text, c.relname::text FROM unnest($1::text[]) AS root, \
+           pg_partition_tree(to_regclass(root)) AS t JOIN pg_class AS c ON c.oid = t.relid \
+           JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE t.isleaf ORDER BY 1, 2";
+    let gathered = || dirty.tables().iter().filter(|table| !table.leaves.is_empty());
+    let roots: Vec<String> = gathered().map(|table| table.source.quoted()).collect();
+    if roots.is_empty() {
+        return Ok(None);
+    }
+    let rows = blue.query(statement, &[&roots]).await.map_err(query(BLUE, what))?;
+    let name =
+        |row: &tokio_postgres::Row| Ok(TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?));
+    let mut found = rows.iter().map(name).collect::<Result<Vec<_>, _>>().map_err(query(BLUE, what))?;
+    found.retain(|leaf| !gathered().any(|table| table.leaves.contains(leaf)));
+    Ok(Some(if found.is_empty() {
+        Gate::open("partitions_stream", "every partition of the tables that green partitions otherwise")
+    } else {
+        let names: Vec<String> = found.iter().map(TableName::to_string).collect();
+        let detail = format!("came since the daemon started, and are not streamed: {}", names.join(", "));
+        Gate::closed("partitions_stream", detail, "start the daemon again: their tables are copied again with them")
+    }))
+}
+
 /// Without statistics the first plans on green are bad ones. -1 is "never analysed" from PostgreSQL 14 on, 0 pages
 /// before.
 pub(super) async fn green_analyzed(green: &Session, dirty: &DirtyKeys) -> Result<Gate, Error> {

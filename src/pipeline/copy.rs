@@ -1,6 +1,5 @@
 //! The one-shot copy: schema and rows under one snapshot, indexes, constraints; no stream, no slot.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -44,7 +43,7 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     }
     schema::install_state(&target).await?;
     take_lead(&target, &config.migration).await?;
-    let catalog = gathered(config, &source, &target, catalog, BTreeSet::new()).await?;
+    let catalog = gathered(config, &source, &target, catalog).await?;
     if schema::read_migration(&target, &config.migration).await?.is_none() {
         let identified = source::identify(&config.source.endpoint).await?;
         let migration = Migration {

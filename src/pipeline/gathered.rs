@@ -6,8 +6,8 @@ use tracing::info;
 
 use super::error::Error;
 use crate::config::{Config, SnapshotMode};
-use crate::model::TableName;
-use crate::schema::{self, Catalog, Settled};
+use crate::model::{TableName, TablePattern};
+use crate::schema::{self, Catalog};
 use crate::source;
 use crate::wire::Session;
 
@@ -18,12 +18,11 @@ pub(super) async fn gathered(
     source: &Session,
     target: &Session,
     catalog: Catalog,
-    members: BTreeSet<TableName>,
 ) -> Result<Catalog, Error> {
     if config.snapshot.mode == SnapshotMode::Full {
         return Ok(catalog);
     }
-    let settled = Settled { gathered: schema::read_gathered(target, &config.migration).await?, members };
+    let settled = schema::read_settled(target, &config.migration).await?;
     let found = schema::gather(source, target, &catalog, &config.rows, &settled).await?;
     if let Some(unfit) = found.unfit.first() {
         return Err(Error::Unfit { unfit: unfit.clone() });
@@ -62,4 +61,14 @@ pub(super) async fn below(source: &Session, roots: &[TableName]) -> Result<Vec<T
     let names: Vec<String> = roots.iter().map(TableName::quoted).collect();
     let rows = source.query(sql, &[&names]).await.map_err(failed)?;
     Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
+/// A partition that the pattern names, and the table that it is gathered in.
+pub(super) fn gathered_by<'a>(catalog: &'a Catalog, pattern: &TablePattern) -> Option<(&'a TableName, &'a TableName)> {
+    let gathered = catalog.tables.iter().filter(|table| table.is_gathered());
+    let mut partitions = gathered.flat_map(|root| {
+        let names = root.stored().map(|leaf| &leaf.name).chain(&root.inner);
+        names.map(|name| (name, &root.name))
+    });
+    partitions.find(|(name, _)| pattern.matches(name))
 }

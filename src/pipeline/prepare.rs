@@ -55,9 +55,7 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
     }
     schema::install_state(&state).await?;
     take_lead(&state, &config.migration).await?;
-    let members = apply::read_members(&state, &config.migration).await?;
-    let members = members.into_iter().map(|member| member.table).collect();
-    let wanted = gathered(config, &source, &state, named, members).await?;
+    let wanted = gathered(config, &source, &state, named).await?;
     let migration = match schema::read_migration(&state, &config.migration).await? {
         Some(migration) => migration,
         None => begin(config, &state, identified.identity.clone()).await?,

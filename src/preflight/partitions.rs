@@ -1,23 +1,17 @@
 //! Tables that the target partitions otherwise, or not at all: what that takes, and what it costs.
 
-use std::collections::BTreeSet;
-
 use super::Error;
 use super::finding::{Finding, listed, statements};
 use super::sides::Sides;
 use crate::model::{ReplicaIdentity, TableName, quote_identifier};
-use crate::schema::{self, Catalog, Gathered, Settled, Table, UniqueKey};
+use crate::schema::{self, Catalog, Gathered, Table, TableKind, UniqueKey};
 
 const CHECK: &str = "target.partitions";
 
 /// The source's tables as the target keeps them.
 pub(super) async fn gathered(sides: &Sides<'_>) -> Result<Gathered, Error> {
     let (source, target) = (&sides.source, &sides.target);
-    let settled = Settled {
-        gathered: schema::read_gathered(&target.session, &sides.config.migration).await?,
-        // What is recorded for a migration that is under way is not asked here: it goes on as it was begun.
-        members: BTreeSet::new(),
-    };
+    let settled = schema::read_settled(&target.session, &sides.config.migration).await?;
     Ok(schema::gather(&source.session, &target.session, &source.catalog, &sides.config.rows, &settled).await?)
 }
 
@@ -32,11 +26,33 @@ pub(super) async fn findings(sides: &Sides<'_>, gathered: &Gathered, streams: bo
     let named: Vec<String> = roots.iter().map(|root| format!("{} ({})", root.name, root.leaves.len())).collect();
     let message = format!("partitioned otherwise on the target, and one table each for us: {}", listed(&named));
     findings.push(Finding::pass(CHECK, message));
+    findings.extend(without_rest(&roots, &sides.target.catalog));
     if streams {
         findings.extend(roots.iter().filter_map(|root| without_key(root, &sides.target.catalog)));
         findings.extend(untold(sides, &roots).await?);
     }
     Ok(findings)
+}
+
+/// Where no partition of the target takes a row, it is refused when it comes.
+fn without_rest(roots: &[&Table], target: &Catalog) -> Option<Finding> {
+    let takes_all = |table: &Table| {
+        let by_hash = table.partition_key.as_ref().is_some_and(|key| key.starts_with("HASH"));
+        let is_default = |below: &Table| {
+            below.partition.as_ref().is_some_and(|it| it.parent == table.name && it.bounds == "DEFAULT")
+        };
+        table.kind == TableKind::Ordinary || by_hash || target.tables.iter().any(is_default)
+    };
+    let there = roots.iter().filter_map(|root| target.table(&root.name));
+    let without: Vec<&TableName> = there.filter(|table| !takes_all(table)).map(|table| &table.name).collect();
+    if without.is_empty() {
+        return None;
+    }
+    let message =
+        format!("a row that no partition of the target takes would stop the copy or the apply: {}", listed(&without));
+    let remedy =
+        "see that the partitions there take every row of the source's, or CREATE TABLE … PARTITION OF … DEFAULT;";
+    Some(Finding::warn(CHECK, message, remedy))
 }
 
 /// Changes find their rows by the identity of the source's partition, among the rows of all partitions.

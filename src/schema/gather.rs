@@ -66,14 +66,21 @@ pub async fn gather(
 }
 
 /// What an earlier start has recorded; nothing where there is no record.
-pub async fn read_gathered(target: &Session, migration: &MigrationName) -> Result<BTreeSet<TableName>, Error> {
+pub async fn read_settled(target: &Session, migration: &MigrationName) -> Result<Settled, Error> {
+    Ok(Settled {
+        gathered: recorded(target, migration, "changeover.gathered").await?,
+        members: recorded(target, migration, "changeover.member").await?,
+    })
+}
+
+async fn recorded(target: &Session, migration: &MigrationName, table: &str) -> Result<BTreeSet<TableName>, Error> {
     let failed = || Error::query("read which tables are gathered");
-    let sql = "SELECT pg_catalog.to_regclass('changeover.gathered') IS NOT NULL";
-    if !target.query_one(sql, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+    let there = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
+    if !target.query_one(there, &[&table]).await.map_err(failed())?.get::<_, bool>(0) {
         return Ok(BTreeSet::new());
     }
-    let sql = "SELECT table_schema, table_name FROM changeover.gathered WHERE migration = $1";
-    let rows = target.query(sql, &[&migration.as_str()]).await.map_err(failed())?;
+    let sql = format!("SELECT table_schema, table_name FROM {table} WHERE migration = $1");
+    let rows = target.query(&sql, &[&migration.as_str()]).await.map_err(failed())?;
     Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
 }
 
@@ -101,8 +108,8 @@ fn differing(source: &Catalog, target: &Catalog, rows: &RowFilters, settled: &Se
     }
     let (mut trees, mut unfit) = (Trees::new(), Vec::new());
     for (root, below) in below {
-        let begun_as_itself = settled.members.contains(&root)
-            || below.iter().any(|table| table.kind == TableKind::Ordinary && settled.members.contains(&table.name));
+        let begun_as_itself =
+            below.iter().any(|table| table.kind == TableKind::Ordinary && settled.members.contains(&table.name));
         let stays = !settled.gathered.contains(&root) && begun_as_itself;
         if stays || (!settled.gathered.contains(&root) && is_same(&root, &below, source, target)) {
             continue;
@@ -248,9 +255,13 @@ mod tests {
         TableName::new("s", name)
     }
 
+    fn leaves_under(tables: &[(&str, &str, &str)], root: &str) -> usize {
+        let below = tables.iter().filter(|(_, parent, _)| *parent == root);
+        below.map(|(table, ..)| table.split_once('*').map_or(1, |(_, table)| leaves_under(tables, table))).sum()
+    }
+
     /// `(name, parent, bounds)`; a `*` in front of a name makes it partitioned by what stands in front of the `*`.
     fn catalog(tables: &[(&str, &str, &str)]) -> Catalog {
-        let leaf_count = tables.iter().filter(|(table, parent, _)| !table.contains('*') && !parent.is_empty()).count();
         let table = |&(table, parent, bounds): &(&str, &str, &str)| {
             let (key, table) = table.split_once('*').map_or((None, table), |(key, table)| (Some(key), table));
             Table {
@@ -259,7 +270,7 @@ mod tests {
                 kind: if key.is_some() { TableKind::Partitioned } else { TableKind::Ordinary },
                 partition: (!parent.is_empty()).then(|| Partition { parent: name(parent), bounds: bounds.to_owned() }),
                 partition_key: key.map(str::to_owned),
-                leaf_count: if key.is_some() { leaf_count } else { 0 },
+                leaf_count: if key.is_some() { leaves_under(tables, table) } else { 0 },
                 leaves: Vec::new(),
                 inner: Vec::new(),
                 inherits: Vec::new(),

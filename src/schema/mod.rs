@@ -33,7 +33,7 @@ pub use copy::{
 };
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;
-pub use gather::{Gathered, Settled, Unfit, UnfitKind, gather, read_gathered, record_gathered};
+pub use gather::{Gathered, Settled, Unfit, UnfitKind, gather, read_settled, record_gathered};
 pub(crate) use locks::holders as lock_holders;
 pub use read::{read_catalog, read_design};
 pub use sequences::copy_sequences;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::JoinSet;
 
-use crate::support::{Daemon, Db, Pair, TestConfig};
+use crate::support::{Daemon, Db, Pair, TestConfig, source_and_target};
 
 /// Two levels, a leaf with its columns in another order, a default partition; large values that an UPDATE does not touch.
 /// `days` becomes a plain table, `marks` has no key, `hashed` tells its rows by a hash of the source's, `same` is the same
@@ -284,4 +284,128 @@ async fn other_partitions_from_15_to_15() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_partitions_from_13_to_18() {
     migrates(13, 18).await;
+}
+
+/// `d` has partitions that the target does not have, `h` some that only a hash of the source's tells.
+async fn small(blue: &Db, green: &Db) {
+    blue.exec(
+        "CREATE TABLE d (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY LIST (k);
+         CREATE TABLE d_1 PARTITION OF d FOR VALUES IN (1); CREATE TABLE d_2 PARTITION OF d FOR VALUES IN (2);
+         CREATE TABLE h (id int PRIMARY KEY) PARTITION BY HASH (id);
+         CREATE TABLE h_1 PARTITION OF h FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+         CREATE TABLE h_2 PARTITION OF h FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+         CREATE TABLE other (id int PRIMARY KEY);
+         INSERT INTO d SELECT n, n % 2 + 1, 'v' FROM generate_series(1, 100) n; INSERT INTO h SELECT generate_series(1, 100)",
+    )
+    .await;
+    green
+        .exec(
+            "CREATE TABLE d (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY RANGE (id);
+             CREATE TABLE low PARTITION OF d FOR VALUES FROM (MINVALUE) TO (50);
+             CREATE TABLE high PARTITION OF d FOR VALUES FROM (50) TO (MAXVALUE);
+             CREATE TABLE h (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)",
+        )
+        .await;
+}
+
+fn data_mode(name: &str, pair: &Pair) -> TestConfig {
+    let snapshot = "mode = \"data\"\nworkers = 2".to_owned();
+    TestConfig { snapshot, ..TestConfig::new(name, pair) }
+}
+
+async fn assert_same(blue: &Db, green: &Db, tables: &[&str]) {
+    for table in tables {
+        assert_eq!(blue.rows(table).await, green.rows(table).await, "{table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_partition_that_cannot_be_told_stops_the_apply_until_its_table_is_copied_again() {
+    let pair = source_and_target().await;
+    let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
+    small(&blue, &green).await;
+    let mut daemon = Daemon::start(&data_mode("untold", &pair));
+    daemon.expect_error("apply a TRUNCATE of public.h_1");
+    daemon.wait_for_phase("streaming");
+    let before = green.rows("h").await;
+    blue.exec("BEGIN; INSERT INTO other VALUES (1); TRUNCATE h_1; INSERT INTO h VALUES (1000); COMMIT; INSERT INTO other VALUES (2)")
+        .await;
+    let status = daemon.wait_for("halted", |status| status["halted"].as_array().is_some_and(|parts| !parts.is_empty()));
+    let halted = status["halted"][0].to_string();
+    assert!(halted.contains("public.h_1: it is a partition of public.h"), "{halted}");
+    assert!(halted.contains("`changeover resync public.h`"), "{halted}");
+    assert_eq!((green.rows("h").await, green.rows("other").await), (before, vec![]), "nothing of it, nor what follows");
+    let resynced = daemon.command(&["resync", "public.h"]);
+    assert!(resynced.status.success(), "{resynced:?}\n{}", daemon.log());
+    blue.exec("TRUNCATE d_1; INSERT INTO h VALUES (1001); UPDATE d SET k = 1 WHERE id < 20").await;
+    assert_eq!(daemon.json(&["verify"])["verdict"], "equal");
+    daemon.wait_for("everything applied", |status| status["lag_bytes"] == 0);
+    assert_same(&blue, &green, &["d", "h", "other"]).await;
+    // All of its partitions at once are its rows.
+    blue.exec("TRUNCATE h; INSERT INTO h VALUES (5)").await;
+    assert_eq!(daemon.json(&["verify"])["verdict"], "equal");
+    assert_eq!(green.rows("h").await, ["(5)"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_partition_joins_with_the_table_that_it_is_in() {
+    let pair = source_and_target().await;
+    let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
+    small(&blue, &green).await;
+    let mut daemon = Daemon::start(&data_mode("grown", &pair));
+    daemon.wait_for_phase("streaming");
+    assert_eq!(daemon.json(&["verify"])["verdict"], "equal");
+    // Written to after it was found equal: no key of it is known to have changed.
+    blue.exec("CREATE TABLE d_3 PARTITION OF d FOR VALUES IN (3); INSERT INTO d VALUES (500, 3, 'new')").await;
+    blue.exec("UPDATE d SET k = 3 WHERE id = 7; UPDATE d SET k = 3 WHERE id = 60").await;
+    green.exec("ANALYZE").await;
+    let refused = daemon.command(&["cutover", "--yes", "--json"]);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(refused.status.code() == Some(1), "{said}");
+    assert!(said.contains("came since the daemon started, and are not streamed: public.d_3"), "{said}");
+    let left = daemon.command(&["verify"]);
+    assert_eq!(left.status.code(), Some(1), "three rows are missing");
+
+    daemon.terminate();
+    // Some change places while nobody looks, and while it is copied.
+    blue.exec("UPDATE d SET k = 3 WHERE id = 8; UPDATE d SET k = 1 WHERE id = 60").await;
+    daemon.start_again();
+    daemon.wait_for("a copy under way", |status| !status["resync"].is_null());
+    for id in 10..40 {
+        blue.exec(&format!(
+            "UPDATE d SET k = k % 3 + 1 WHERE id = {id}; UPDATE d SET id = id + 200 WHERE id = {id} + 30"
+        ))
+        .await;
+    }
+    daemon.wait_for("all together", |status| status["resync"].is_null());
+    blue.exec("UPDATE d SET k = 3 WHERE k = 2 AND id < 30; TRUNCATE d_2").await;
+    assert_eq!(daemon.json(&["verify"])["verdict"], "equal");
+    daemon.wait_for("everything applied", |status| status["lag_bytes"] == 0);
+    assert_same(&blue, &green, &["d", "h", "other"]).await;
+    assert_eq!(daemon.json(&["cutover", "--yes"])["outcome"], "cut_over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_who_writes_to_a_partition_of_the_targets_own_is_named() {
+    let pair = source_and_target().await;
+    let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
+    small(&blue, &green).await;
+    let mut daemon = Daemon::start(&data_mode("own", &pair));
+    daemon.wait_for_phase("streaming");
+    assert_eq!(daemon.json(&["verify"])["verdict"], "equal");
+    while green.scalar("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'low'::regclass AND NOT tgisinternal").await
+        == "0"
+    {
+        assert!(daemon.is_running(), "{}", daemon.log());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    green.exec("UPDATE low SET v = 'theirs' WHERE id = 3").await;
+    let status = daemon.wait_for("named", |status| status["warnings"].as_array().is_some_and(|it| !it.is_empty()));
+    assert!(status.to_string().contains("public.low"), "{status}");
+    green.exec("ANALYZE").await;
+    let refused = daemon.command(&["cutover", "--dry-run"]);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(said.contains("2 of 3 tables found equal"), "{said}");
+    let left = daemon.command(&["verify"]);
+    assert!(String::from_utf8_lossy(&left.stdout).contains("public.d"), "{left:?}");
 }

@@ -70,6 +70,7 @@ pub(crate) fn table(name: &str, columns: &[&str], key: &[(&str, &str)]) -> Table
         target: TableName::new("public", name),
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
         key: key.iter().map(|&(name, sql)| KeyColumn { name: name.to_owned(), type_sql: sql.to_owned() }).collect(),
+        leaves: Vec::new(),
         rows: None,
     }
 }

@@ -7,6 +7,7 @@ use tracing::info;
 use super::empty::{acts_as_replica, places};
 use crate::model::{TableFilter, TableName, TablePattern};
 use crate::pipeline::error::Error;
+use crate::pipeline::gathered::gathered_by;
 use crate::pipeline::handle::{Refused, ResyncRequest};
 use crate::pipeline::requests::{Requests, refused};
 use crate::schema::Catalog;
@@ -127,14 +128,4 @@ fn holders(catalog: &Catalog, pattern: &TablePattern) -> BTreeSet<TableName> {
         false
     };
     catalog.row_tables().map(|table| &table.name).filter(|name| named(name)).cloned().collect()
-}
-
-/// A partition that the pattern names, and the table that it is gathered in.
-fn gathered_by<'a>(catalog: &'a Catalog, pattern: &TablePattern) -> Option<(&'a TableName, &'a TableName)> {
-    let gathered = catalog.tables.iter().filter(|table| table.is_gathered());
-    let mut partitions = gathered.flat_map(|root| {
-        let names = root.stored().map(|leaf| &leaf.name).chain(&root.inner);
-        names.map(|name| (name, &root.name))
-    });
-    partitions.find(|(name, _)| pattern.matches(name))
 }
