@@ -12,6 +12,9 @@
 //! source can satisfy, or a row that is not there, fails the whole target transaction, which is then applied again row
 //! by row in order. Order is never traded for a different result.
 //!
+//! Partitions of the source that the target keeps in one table ([`crate::model::GatheredLeaves`]) are applied to that, as
+//! changes of one table: rows move between them.
+//!
 //! A table that is copied again while the others stream is set apart, in a second lane with a position of its own
 //! ([lanes], [members]), and taken back when that has caught up.
 

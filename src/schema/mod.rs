@@ -5,6 +5,8 @@
 //!                                          └ of each table → indexes ┘
 //! ```
 //!
+//! A tree of partitions that the target keeps otherwise is one table of the migration ([`gather`](fn@gather)).
+//!
 //! pg_dump writes the statements, one of its sections at a time; they run on the target in transactions that also hold
 //! a row of `changeover.step`, so that a restart goes on where the last commit was.
 

@@ -409,3 +409,26 @@ async fn somebody_who_writes_to_a_partition_of_the_targets_own_is_named() {
     let left = daemon.command(&["verify"]);
     assert!(String::from_utf8_lossy(&left.stdout).contains("public.d"), "{left:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_truncated_while_its_table_is_copied_begins_the_table_again() {
+    let pair = source_and_target().await;
+    let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
+    small(&blue, &green).await;
+    blue.exec("ALTER TABLE d_1 ALTER v SET STORAGE external; ALTER TABLE d_2 ALTER v SET STORAGE external").await;
+    blue.exec("TRUNCATE d; INSERT INTO d SELECT n, n % 2 + 1, repeat('x', 3000) FROM generate_series(1, 1000) n").await;
+    let mut config = data_mode("emptied", &pair).with("[snapshot.throttle]\nmax_rate = \"512KiB\"");
+    config.snapshot = "mode = \"data\"\nworkers = 1".to_owned();
+    let mut daemon = Daemon::start(&config);
+    while !daemon.log().contains("snapshot taken") {
+        assert!(daemon.is_running(), "{}", daemon.log());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    // It waits for our lock on the partition, our reading of it waits behind it, and gives way.
+    blue.exec("TRUNCATE d_2; INSERT INTO d VALUES (3, 2, 'first')").await;
+    daemon.wait_for_phase("streaming");
+    assert!(daemon.log().contains("copied from its beginning again table=public.d "), "{}", daemon.log());
+    assert_eq!(daemon.json(&["verify"])["verdict"], "equal");
+    assert_same(&blue, &green, &["d", "h", "other"]).await;
+    assert_eq!(green.scalar("SELECT count(*) FROM d").await, "501");
+}
