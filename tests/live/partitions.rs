@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::JoinSet;
 
-use crate::support::{Daemon, Db, Pair, TestConfig, source_and_target};
+use crate::support::{Daemon, Db, Pair, TestConfig, bootstrap, read_committed, source_and_target, topic_prefix};
 
 /// Two levels, a leaf with its columns in another order, a default partition; large values that an UPDATE does not touch.
 /// `days` becomes a plain table, `marks` has no key, `hashed` tells its rows by a hash of the source's, `same` is the same
@@ -449,4 +449,26 @@ async fn a_one_shot_copy_fills_them_too_and_status_and_verify_go_by_the_root() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("changeover verify --table public.d`"), "{said}");
     assert_eq!(daemon.json(&["verify", "--table", "public.d"])["verdict"], "equal");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_keep_the_names_of_the_sources_partitions() {
+    let pair = source_and_target().await;
+    let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
+    small(&blue, &green).await;
+    let prefix = topic_prefix("partitions");
+    let kafka = format!("[kafka]\nbootstrap_servers = {:?}\ntopic_prefix = {prefix:?}", bootstrap());
+    let mut daemon = Daemon::start(&data_mode("topics", &pair).with(&kafka));
+    daemon.wait_for_phase("streaming");
+    blue.exec("UPDATE d SET k = 3 - k WHERE id <= 10; INSERT INTO h VALUES (1000), (1001), (1002), (1003)").await;
+    daemon.wait_for("everything sent", |status| {
+        let sinks = status["sinks"].as_array().unwrap();
+        sinks.len() == 2 && sinks.iter().all(|sink| sink["lag_bytes"] == 0)
+    });
+    daemon.terminate();
+    let records = read_committed(&bootstrap(), &prefix);
+    let of = |table: &str| records.iter().filter(|record| record.topic == format!("{prefix}.public.{table}")).count();
+    // A row that moves is a delete with its tombstone in one, and a create in the other.
+    assert_eq!([of("d_1"), of("d_2"), of("h_1") + of("h_2"), of("d"), of("h")], [15, 15, 4, 0, 0]);
+    assert_same(&blue, &green, &["d", "h"]).await;
 }
