@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use crate::support::{Daemon, Db, Pair, TestConfig, bootstrap, read_committed, source_and_target, topic_prefix};
 
 /// Two levels, a leaf with its columns in another order, a default partition; large values that an UPDATE does not touch.
-/// `days` becomes a plain table, `marks` has no key, `hashed` tells its rows by a hash of the source's, `same` is the same
-/// on both sides, and `plain` is partitioned only on the target.
+/// `days` becomes a plain table, `marks` has no key, `wide` has another key on the target, `hashed` tells its rows by a hash
+/// of the source's, `same` is the same on both sides, and `plain` is partitioned only on the target.
 const SOURCE: &str = "
     CREATE TABLE orders (id int, region text, amount int, note text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
     ALTER TABLE orders ALTER note SET STORAGE external;
@@ -28,6 +28,10 @@ const SOURCE: &str = "
     CREATE TABLE marks_1 PARTITION OF marks FOR VALUES IN (1, 2);
     CREATE TABLE marks_2 PARTITION OF marks FOR VALUES IN (3, NULL);
     ALTER TABLE marks_1 REPLICA IDENTITY FULL; ALTER TABLE marks_2 REPLICA IDENTITY FULL;
+    CREATE TABLE wide (id int, k int, at date NOT NULL, PRIMARY KEY (id, k)) PARTITION BY LIST (k);
+    CREATE TABLE wide_1 PARTITION OF wide FOR VALUES IN (1); CREATE TABLE wide_2 PARTITION OF wide FOR VALUES IN (2);
+    ALTER TABLE wide_1 REPLICA IDENTITY FULL; ALTER TABLE wide_2 REPLICA IDENTITY FULL;
+    INSERT INTO wide SELECT n, n % 2 + 1, DATE '2024-01-01' + n % 60 FROM generate_series(1, 400) n;
     CREATE TABLE hashed (id int PRIMARY KEY, v text) PARTITION BY HASH (id);
     CREATE TABLE hashed_1 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);
     CREATE TABLE hashed_2 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 1);
@@ -52,6 +56,9 @@ const TARGET: &str = "
     CREATE TABLE orders_high_2 PARTITION OF orders_high FOR VALUES WITH (MODULUS 2, REMAINDER 1);
     CREATE TABLE days (id int, day date, v text, PRIMARY KEY (id, day));
     CREATE TABLE marks (v text, k int);
+    CREATE TABLE wide (id int, k int, at date NOT NULL, PRIMARY KEY (at, id, k)) PARTITION BY RANGE (at);
+    CREATE TABLE wide_1 PARTITION OF wide FOR VALUES FROM ('2024-01-01') TO ('2024-02-01');
+    CREATE TABLE wide_2 PARTITION OF wide DEFAULT;
     CREATE TABLE hashed (id int PRIMARY KEY, v text) PARTITION BY HASH (id);
     CREATE TABLE hashed_1 PARTITION OF hashed FOR VALUES WITH (MODULUS 3, REMAINDER 0);
     CREATE TABLE hashed_2 PARTITION OF hashed FOR VALUES WITH (MODULUS 3, REMAINDER 1);
@@ -64,13 +71,14 @@ const TARGET: &str = "
     CREATE TABLE plain_2 PARTITION OF plain DEFAULT";
 
 /// What is compared row by row: columns by name, whatever their order.
-const TABLES: [(&str, &str); 6] = [
+const TABLES: [(&str, &str); 7] = [
     ("orders", "id, region, amount, note"),
     ("days", "id, day, v"),
     ("marks", "k, v"),
     ("hashed", "id, v"),
     ("same", "id, v"),
     ("plain", "id, v"),
+    ("wide", "id, k, at"),
 ];
 
 fn config(name: &str, pair: &Pair) -> TestConfig {
@@ -125,6 +133,17 @@ async fn load(blue: Db, stop: Arc<AtomicBool>, truncating: Arc<AtomicBool>) -> u
             ),
         )
         .await;
+        try_out(
+            &blue,
+            &format!(
+                "UPDATE wide SET k = 3 - k, at = at + 7 WHERE id = {0}; UPDATE wide SET id = id + 400 WHERE id = {1};
+                 UPDATE wide SET at = DATE '2024-01-01' + {2} WHERE id % 40 = {2}",
+                round * 3 % 800 + 1,
+                round % 400 + 1,
+                round % 40
+            ),
+        )
+        .await;
         if round % 8 == 0 {
             // Not in every round: each change looks through the whole table on the target.
             let (to, v, from) = (round / 8 % 4, round / 8 % 3, (round / 8 + 1) % 4);
@@ -150,14 +169,15 @@ async fn load(blue: Db, stop: Arc<AtomicBool>, truncating: Arc<AtomicBool>) -> u
 /// One partition, several, one of each level with other tables, and between changes of one transaction.
 fn truncation(round: u64) -> String {
     let refill = format!(
-        "INSERT INTO orders SELECT n, (ARRAY['eu', 'us', 'jp'])[n % 3 + 1], {round}, repeat('y', 100)
+        "INSERT INTO wide SELECT n, n % 2 + 1, DATE '2024-01-15' + n % 40 FROM generate_series(1, 300) n ON CONFLICT DO NOTHING;
+         INSERT INTO orders SELECT n, (ARRAY['eu', 'us', 'jp'])[n % 3 + 1], {round}, repeat('y', 100)
              FROM generate_series({0}, {0} + 200) n ON CONFLICT DO NOTHING;
          INSERT INTO days SELECT n, DATE '2024-01-01' + n % 60, 'again' FROM generate_series({0}, {0} + 90) n
              ON CONFLICT DO NOTHING; INSERT INTO marks VALUES (1, '0'), (2, '1'), (3, '2'), (NULL, '0')",
         round * 11 % 1800
     );
     match round / 10 % 5 {
-        0 => format!("TRUNCATE orders_us; {refill}"),
+        0 => format!("TRUNCATE orders_us, wide_1; {refill}"),
         1 => format!("BEGIN; UPDATE orders SET region = 'jp' WHERE region = 'us' AND id % 9 = 1; TRUNCATE orders_eu_1, days_2, marks_2;
                       UPDATE orders SET region = 'eu' WHERE region = 'us' AND id % 7 = 1; COMMIT; {refill}"),
         2 => format!("TRUNCATE orders_eu; {refill}"),
@@ -228,7 +248,8 @@ async fn migrates(source: u32, target: u32) {
                 "public.orders",
                 "public.plain",
                 "public.same_1",
-                "public.same_2"
+                "public.same_2",
+                "public.wide"
             ]
         );
     }
