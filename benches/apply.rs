@@ -80,6 +80,7 @@ fn drain(target: &PgCluster, batches: Vec<Arc<Batch>>, group_bytes: usize) -> f6
         epoch: 1,
         start: None,
         filter: TableFilter { include: vec![pattern], exclude: Vec::new() },
+        gathered: changeover::model::GatheredLeaves::default(),
         renames: BTreeMap::new(),
         handovers: Vec::new(),
         group_bytes,

@@ -88,6 +88,15 @@ CREATE TABLE IF NOT EXISTS changeover.member (
     PRIMARY KEY (migration, table_schema, table_name)
 );
 
+-- One row a partitioned table that the target partitions otherwise: its partitions are no tables of the migration, and
+-- everything is recorded under its own name.
+CREATE TABLE IF NOT EXISTS changeover.gathered (
+    migration     text NOT NULL,
+    table_schema  text NOT NULL,
+    table_name    text NOT NULL,
+    PRIMARY KEY (migration, table_schema, table_name)
+);
+
 -- One row a change that the target refused, where apply.refused_rows = "dead-letter"; written in the transaction that it
 -- belongs to. `changeover resync` of its table removes it.
 CREATE TABLE IF NOT EXISTS changeover.dead_letter (

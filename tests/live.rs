@@ -61,6 +61,8 @@ mod throttle;
 mod hostile;
 #[path = "live/row_filter.rs"]
 mod row_filter;
+#[path = "live/partitions.rs"]
+mod partitions;
 #[path = "live/strangers.rs"]
 mod strangers;
 #[path = "live/crash.rs"]

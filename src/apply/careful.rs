@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::model::{Change, TableName};
+use crate::model::{Change, ChangeKind, TableName};
 use crate::wire::ServerError;
 
 use super::error::Error;
@@ -142,7 +142,7 @@ impl Pass<'_> {
         let mut script = Script::new();
         self.target.set_aside(&mut script, member.transaction(), (row.ordinal, change), table, &error, Some(row));
         match self.target.perform(script).await? {
-            Outcome::Done => *self.set_aside.entry(table.relation.name.clone()).or_default() += 1,
+            Outcome::Done => *self.set_aside.entry(table.member.clone()).or_default() += 1,
             Outcome::Failed { error, .. } => return Err(set_aside_failed(error)),
         }
         Ok(())
@@ -185,8 +185,13 @@ fn table_of<'a>(member: &'a Member, change: &'a Change) -> &'a Table {
 
 fn row_error(member: &Member, ordinal: u64, source: ServerError) -> Error {
     let transaction = member.transaction();
-    let table = table_of(member, change_of(member, ordinal));
-    let (name, xid, position) = (table.relation.name.clone(), transaction.xid, transaction.end);
+    let change = change_of(member, ordinal);
+    let table = table_of(member, change);
+    if let (ChangeKind::Truncate { .. }, Some(_)) = (&change.kind, &table.leaf) {
+        let (leaf, root) = (table.relation.name.clone(), table.member.clone());
+        return Error::LeafTruncated { leaf, root, source: Some(source) };
+    }
+    let (name, xid, position) = (table.member.clone(), transaction.xid, transaction.end);
     if source.sqlstate() == WRONG_COUNT {
         Error::RowMissing { table: name, key: table.key_names(), xid, position, ordinal }
     } else {

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use tokio_postgres::Row;
 
-use crate::model::{Relation, TableFilter, TableHandover, TableName, quote_identifier};
+use crate::model::{GatheredLeaves, Relation, TableFilter, TableHandover, TableName, quote_identifier};
 use crate::wire::Session;
 
 use super::error::Error;
 use super::facts::{self, ColumnFacts, ColumnSql, Facts};
 use super::lanes::Division;
 use super::sql::cast_to;
-use super::table::Table;
+use super::table::{LeafOf, Table};
 
 /// Shapes kept. Every schema change in the stream makes a new one and nothing tells that an old one is over, so the
 /// cache is emptied when it is full; a shape costs one look at the catalog.
@@ -25,23 +25,28 @@ type Shape = (Arc<Relation>, Option<Arc<Table>>);
 pub(super) struct Shapes {
     filter: TableFilter,
     renames: BTreeMap<TableName, TableName>,
+    gathered: GatheredLeaves,
     handovers: HashMap<TableName, Arc<TableHandover>>,
     division: Division,
     /// By the source's OID, newest last. `None`: not a table of the migration.
     known: HashMap<u32, Vec<Shape>>,
     count: usize,
     next_id: u32,
+    /// [`Table::place`] of the tables that leaves are gathered in.
+    places: HashMap<TableName, u32>,
 }
 
 impl Shapes {
     pub(super) fn new(
         filter: TableFilter,
         renames: BTreeMap<TableName, TableName>,
+        gathered: GatheredLeaves,
         handovers: Vec<TableHandover>,
         division: Division,
     ) -> Self {
         let handovers = handovers.into_iter().map(|handover| (handover.table.clone(), Arc::new(handover))).collect();
-        Self { filter, renames, handovers, division, known: HashMap::new(), count: 0, next_id: 0 }
+        let (known, places) = (HashMap::new(), HashMap::new());
+        Self { filter, renames, gathered, handovers, division, known, count: 0, next_id: 0, places }
     }
 
     /// The tables that a batch's relations stand for. `replica`: our session has `session_replication_role = replica`.
@@ -63,7 +68,8 @@ impl Shapes {
 
     /// Whether another lane applies the changes of one of them.
     pub(super) fn leaves_out(&self, relations: &[Arc<Relation>]) -> bool {
-        relations.iter().any(|relation| self.filter.matches(&relation.name) && !self.division.takes(&relation.name))
+        let others = |name| self.filter.matches(name) && !self.division.takes(self.gathered.member(name));
+        relations.iter().any(|relation| others(&relation.name))
     }
 
     fn find(&self, relation: &Arc<Relation>) -> Option<Option<Arc<Table>>> {
@@ -79,13 +85,16 @@ impl Shapes {
         replica: bool,
     ) -> Result<Option<Arc<Table>>, Error> {
         let name = &relation.name;
-        let table = if self.filter.matches(name) && self.division.takes(name) {
-            let target = self.renames.get(name).unwrap_or(name).clone();
+        let member = self.gathered.member(name).clone();
+        // Where one between root and leaves is truncated, its leaves are too.
+        let table = if self.filter.matches(name) && self.division.takes(&member) && !self.gathered.is_inner(name) {
+            let target = self.renames.get(&member).unwrap_or(&member).clone();
             let facts = read_facts(session, name, &target, replica).await?;
-            let handover = self.handovers.get(name).cloned();
+            let handover = self.handovers.get(&member).cloned();
             self.next_id += 1;
             let table = facts::table_of(self.next_id, relation, target, &facts, handover)?;
-            Some(Arc::new(Table { after: self.division.after(name), ..table }))
+            let table = Table { after: self.division.after(&member), ..table };
+            Some(Arc::new(if self.gathered.is_leaf(name) { self.leaf(table, member) } else { table }))
         } else {
             None
         };
@@ -97,6 +106,26 @@ impl Shapes {
         self.count += 1;
         Ok(table)
     }
+
+    /// The changes of all leaves of a root are those of one table, and are folded together where they look alike.
+    fn leaf(&mut self, table: Table, root: TableName) -> Table {
+        let relation = &table.relation;
+        let place = *self.places.entry(root.clone()).or_insert(table.id);
+        let looks_alike = |(_, known): &&Shape| {
+            known.as_ref().is_some_and(|known| known.place == place && is_laid_out_alike(&known.relation, relation))
+        };
+        let alike = self.known.values().flatten().find(looks_alike).and_then(|(_, known)| known.as_ref());
+        let leaf = LeafOf {
+            condition: self.gathered.condition(&relation.name).map(str::to_owned),
+            leaf_count: self.gathered.count_of(&root),
+        };
+        Table { id: alike.map_or(table.id, |alike| alike.id), place, member: root, leaf: Some(leaf), ..table }
+    }
+}
+
+/// Whether tuples of both read alike.
+fn is_laid_out_alike(one: &Relation, other: &Relation) -> bool {
+    one.columns == other.columns && one.identity == other.identity && one.binary == other.binary
 }
 
 /// Triggers that fire in our session are those enabled ALWAYS, and REPLICA or the ordinary ones by its role

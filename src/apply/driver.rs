@@ -115,7 +115,7 @@ pub(super) struct Driver {
     pub(super) looked_at: Instant,
     /// A source transaction came in parts and its target transaction is open. What its pieces did so far.
     open: Option<Counts>,
-    /// Tables whose sets failed for their order: no longer folded.
+    /// Tables (by [`super::table::Table::place`]) whose sets failed for their order: no longer folded.
     ordered: HashSet<u32>,
     /// Tables whose changes were refused ahead of their turn.
     pub(super) kept_back: HashSet<u32>,
@@ -175,7 +175,7 @@ impl Driver {
             replica: target.replica,
             has_origin: target.has_origin,
             idle: vec![Box::new(target)],
-            shapes: Shapes::new(options.filter, options.renames, options.handovers, division),
+            shapes: Shapes::new(options.filter, options.renames, options.gathered, options.handovers, division),
             sink: sink_of(options.lane),
             position_interval: position_interval(options.lane),
             group_bytes: options.group_bytes,
@@ -387,7 +387,7 @@ impl Driver {
         let Some(table) = group.layers.list()[layer].table() else { return };
         warn!(table = %table.relation.name, sqlstate = error.sqlstate(), "set refused: applying its group row by row");
         if ORDER_MATTERS.contains(&error.sqlstate()) {
-            self.ordered.insert(table.id);
+            self.ordered.insert(table.place);
         }
     }
 

@@ -58,6 +58,17 @@ pub enum Error {
     ActingConstraint { table: TableName, constraint: String },
     #[error("apply a change of {table}: the stream carries no replica identity for it")]
     NoIdentity { table: TableName },
+    #[error(
+        "apply a TRUNCATE of {leaf}: it is a partition of {root}, which the target partitions otherwise, and the target cannot \
+         tell which of its rows were in {leaf}"
+    )]
+    LeafTruncated {
+        leaf: TableName,
+        root: TableName,
+        /// `None`: it was not asked, since the source tells them by a hash of its own.
+        #[source]
+        source: Option<ServerError>,
+    },
     #[error("apply a change of {table}: a value came in a form that its type does not have")]
     BinaryValue { table: TableName },
     #[error("read {what} of the migration {migration} from the state on the target")]
@@ -104,6 +115,15 @@ impl Error {
             ),
             Self::NoIdentity { table } => Disposition::Halt {
                 hint: format!("ALTER TABLE {} REPLICA IDENTITY FULL on the source", table.quoted()),
+            },
+            Self::LeafTruncated { source: Some(source), .. } if source.disposition() == Disposition::Retry => {
+                Disposition::Retry
+            }
+            Self::LeafTruncated { root, .. } => Disposition::Halt {
+                hint: format!(
+                    "the target still holds the rows, and nothing of that transaction was applied: `changeover resync \
+                     {root}` empties its table there and copies it again, and the rest goes on"
+                ),
             },
             Self::BinaryValue { .. } => {
                 halt("nothing of it was applied: report it with the source's version and the columns' types")

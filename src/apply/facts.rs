@@ -60,6 +60,9 @@ pub(super) fn table_of(
     let key = key_of(relation, facts);
     Ok(Table {
         id,
+        place: id,
+        member: relation.name.clone(),
+        leaf: None,
         columns: columns.collect::<Result<_, _>>()?,
         independent: is_independent(relation, facts, &key),
         key,

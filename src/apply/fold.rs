@@ -3,6 +3,9 @@
 //! An isolated table has one open layer that keeps taking changes wherever they stand in the group, because nothing
 //! that happens to other tables can tell. The changes of any other table keep their place: a layer takes them only
 //! while it is the last one of its sort. TRUNCATE closes everything.
+//!
+//! Leaves of the source that one table of the target gathers share a layer, since rows move between them; where their
+//! columns stand in another order, a layer of their own follows.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use super::table::{RowChange, RowKey, Table};
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     list: Vec<Layer>,
-    /// The layer that takes more changes, by [`Table::id`].
+    /// The layer that takes more changes, by [`Table::place`].
     open: HashMap<u32, usize>,
     /// The last layer of a table that is not isolated.
     last_in_place: Option<usize>,
@@ -67,6 +70,8 @@ pub(super) enum Run {
 #[derive(Clone, Debug)]
 pub(super) struct Truncate {
     pub(super) tables: Vec<Arc<Table>>,
+    /// Leaves that were truncated without all others that are gathered with them: the rows that go, as a condition.
+    pub(super) leaves: Vec<(Arc<Table>, String)>,
     pub(super) restart_identity: bool,
     /// The copy of a table beside these has seen it already. That one's foreign keys would forbid TRUNCATE.
     pub(super) partial: bool,
@@ -142,7 +147,7 @@ impl Layers {
         let net = self.open_net(table, columns);
         // A tuple is a counted reference to shared bytes, so keeping one for the second try costs nothing.
         if push(net, &change).is_err() {
-            self.open.remove(&table.id);
+            self.open.remove(&table.place);
             let anew = push(self.open_net(table, columns), &change);
             anew.expect("an empty fold contradicts nothing");
         }
@@ -150,8 +155,8 @@ impl Layers {
 
     /// The table's open net, or a new one behind everything.
     fn open_net(&mut self, table: &Arc<Table>, columns: &[usize]) -> &mut Net {
-        let open = self.open.get(&table.id).copied();
-        let at = match open.filter(|at| matches!(self.list[*at], Layer::Net { .. })) {
+        let open = self.open.get(&table.place).copied();
+        let at = match open.filter(|at| matches!(&self.list[*at], Layer::Net { table: of, .. } if of.id == table.id)) {
             Some(at) => at,
             None => self.add(table, Layer::Net { table: Arc::clone(table), net: Net::new(columns) }),
         };
@@ -193,20 +198,20 @@ impl Layers {
     }
 
     fn open_run(&mut self, table: &Table) -> Option<&mut Run> {
-        let at = *self.open.get(&table.id)?;
+        let at = *self.open.get(&table.place)?;
         if !table.isolated && self.last_in_place != Some(at) {
             return None;
         }
         match &mut self.list[at] {
-            Layer::Run { run, .. } => Some(run),
-            Layer::Net { .. } | Layer::Truncate(_) => None,
+            Layer::Run { table: of, run } if of.id == table.id => Some(run),
+            Layer::Run { .. } | Layer::Net { .. } | Layer::Truncate(_) => None,
         }
     }
 
     fn add(&mut self, table: &Table, layer: Layer) -> usize {
         let at = self.list.len();
         self.list.push(layer);
-        self.open.insert(table.id, at);
+        self.open.insert(table.place, at);
         if !table.isolated {
             self.last_in_place = Some(at);
         }
@@ -486,7 +491,7 @@ pub(super) mod tests {
             if let Op::Truncate = op {
                 one_by_one.clear();
                 let tables = vec![Arc::clone(&table)];
-                layers.truncate(Truncate { tables, restart_identity: false, partial: false });
+                layers.truncate(Truncate { tables, leaves: Vec::new(), restart_identity: false, partial: false });
             } else if let Some(change) = change(op, &mut one_by_one) {
                 layers.row(&table, change, folding).unwrap();
             }

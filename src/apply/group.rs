@@ -19,7 +19,7 @@ pub(super) enum Extent {
     Piece { first: bool, last: bool },
 }
 
-/// Row changes by [`Table::id`].
+/// Row changes by the source's OID.
 pub(super) type Counts = BTreeMap<u32, (Arc<Table>, RowCounts)>;
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Group {
         }
     }
 
-    /// Adds a transaction, or a part of one. `ordered`: tables (by id) whose changes are not to be folded.
+    /// Adds a transaction, or a part of one. `ordered`: tables (by place) whose changes are not to be folded.
     pub(super) fn add(&mut self, member: Member, ordered: &HashSet<u32>) -> Result<(), Error> {
         let transaction = member.transaction();
         debug_assert!(self.accepts(transaction.part), "the caller asks first");
@@ -120,7 +120,8 @@ impl Group {
     }
 
     fn count(&mut self, table: &Arc<Table>, kind: &ChangeKind, committed_at_us: i64) {
-        let (_, counts) = self.counts.entry(table.id).or_insert_with(|| (Arc::clone(table), RowCounts::default()));
+        let (_, counts) =
+            self.counts.entry(table.relation.oid).or_insert_with(|| (Arc::clone(table), RowCounts::default()));
         counts.committed_at_us = committed_at_us;
         match kind {
             ChangeKind::Insert { .. } => counts.inserts += 1,
@@ -162,17 +163,38 @@ pub(super) fn add_change(
             // What another lane truncates may refer to these by foreign key.
             let all = if arrived.divided { relations.len() } else { tables_of(arrived, change).count() };
             let partial = tables.len() < all;
-            layers.truncate(Truncate { tables, restart_identity: *restart_identity, partial });
+            layers.truncate(truncate_of(tables, *restart_identity, partial)?);
             return Ok(());
         }
         ChangeKind::Message { .. } => return Ok(()),
     };
     for table in tables_of(arrived, change) {
-        let folding = !ordered.contains(&table.id);
+        let folding = !ordered.contains(&table.place);
         let added = layers.row(table, row.clone(), folding);
         added.map_err(|NoIdentity| Error::NoIdentity { table: table.relation.name.clone() })?;
     }
     Ok(())
+}
+
+/// What a TRUNCATE of these leaves empty on the target, and what it takes only some rows of: a gathered table is empty
+/// when it, or each of its leaves, was named.
+fn truncate_of(named: Vec<Arc<Table>>, restart_identity: bool, partial: bool) -> Result<Truncate, Error> {
+    let (leaves, tables): (Vec<Arc<Table>>, Vec<Arc<Table>>) = named.into_iter().partition(|it| it.leaf.is_some());
+    let mut truncate = Truncate { tables, leaves: Vec::new(), restart_identity, partial };
+    for table in &leaves {
+        let Some(leaf) = &table.leaf else { continue };
+        if truncate.tables.iter().any(|other| other.target == table.target) {
+            continue;
+        }
+        if leaves.iter().filter(|other| other.place == table.place).count() == leaf.leaf_count {
+            truncate.tables.push(Arc::clone(table));
+            continue;
+        }
+        let (leaf_name, root) = (table.relation.name.clone(), table.member.clone());
+        let untold = Error::LeafTruncated { leaf: leaf_name, root, source: None };
+        truncate.leaves.push((Arc::clone(table), leaf.condition.clone().ok_or(untold)?));
+    }
+    Ok(truncate)
 }
 
 /// The migration's tables that a change concerns: one, or those of a TRUNCATE.
@@ -185,4 +207,48 @@ pub(super) fn tables_of<'a>(arrived: &'a Arrived, change: &'a Change) -> impl It
         ChangeKind::Message { .. } => &[],
     };
     relations.iter().filter_map(|relation| arrived.tables[*relation as usize].as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::tests::{facts, relation, table};
+    use super::super::sql;
+    use super::super::table::LeafOf;
+    use super::*;
+    use crate::model::{Relation, ReplicaIdentity, TableName};
+
+    /// A leaf of `p`, which the target gathers together with another one.
+    fn leaf(name: &str, condition: Option<&str>) -> Arc<Table> {
+        let of_leaf = Relation { name: TableName::new("s", name), ..(*relation_of(name)).clone() };
+        let plain = table(&Arc::new(of_leaf), &facts(&["a"], &[&["a"]]));
+        let target = TableName::new("s", "p");
+        let leaf = LeafOf { condition: condition.map(str::to_owned), leaf_count: 2 };
+        let plain = Arc::into_inner(plain).expect("nobody else has it");
+        Arc::new(Table { place: 9, member: target.clone(), target, leaf: Some(leaf), partitioned: true, ..plain })
+    }
+
+    fn relation_of(name: &str) -> Arc<Relation> {
+        let oid = u32::from(name.as_bytes()[name.len() - 1]);
+        Arc::new(Relation { oid, ..(*relation(ReplicaIdentity::Default, &["a"], &["a"])).clone() })
+    }
+
+    #[test]
+    fn a_truncate_empties_a_gathered_table_only_when_all_of_it_is_named() {
+        let (one, two) = (leaf("p_1", Some("k = 1")), leaf("p_2", Some("k = 2")));
+        let other = table(&relation_of("other"), &facts(&["a"], &[&["a"]]));
+        let root = Arc::new(Table { leaf: None, ..Arc::into_inner(leaf("p", None)).unwrap() });
+        let sql = |named: &[&Arc<Table>]| {
+            let named = named.iter().map(|table| Arc::clone(table)).collect();
+            sql::truncate(&truncate_of(named, true, false).unwrap())
+        };
+        assert_eq!(sql(&[&one]), [r#"DELETE FROM "s"."p" WHERE k = 1"#]);
+        let all = [r#"TRUNCATE "s"."p" RESTART IDENTITY"#];
+        assert_eq!(
+            (sql(&[&one, &two]), sql(&[&two, &root])),
+            (all.map(str::to_owned).to_vec(), all.map(str::to_owned).to_vec())
+        );
+        assert_eq!(sql(&[&two, &other]), [r#"DELETE FROM ONLY "public"."t""#, r#"DELETE FROM "s"."p" WHERE k = 2"#]);
+        let untold = truncate_of(vec![leaf("p_3", None)], false, false).unwrap_err();
+        assert!(matches!(untold, Error::LeafTruncated { leaf, .. } if leaf.name == "p_3"));
+    }
 }

@@ -96,7 +96,7 @@ pub async fn forget_members(session: &Session, migration: &MigrationName, tables
     let of_tables = among(migration, tables);
     let sql = format!(
         "BEGIN; DELETE FROM changeover.member WHERE {of_tables}; DELETE FROM changeover.unit WHERE {of_tables}; \
-         DELETE FROM changeover.split WHERE {of_tables}; \
+         DELETE FROM changeover.split WHERE {of_tables}; DELETE FROM changeover.gathered WHERE {of_tables}; \
          DELETE FROM changeover.position WHERE migration = '{migration}' AND lane = {apart} AND NOT EXISTS \
              (SELECT FROM changeover.member WHERE migration = '{migration}' AND lane = {apart}); COMMIT",
         apart = Lane::Apart.number()

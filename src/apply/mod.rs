@@ -12,6 +12,9 @@
 //! source can satisfy, or a row that is not there, fails the whole target transaction, which is then applied again row
 //! by row in order. Order is never traded for a different result.
 //!
+//! Partitions of the source that the target keeps in one table ([`crate::model::GatheredLeaves`]) are applied to that, as
+//! changes of one table: rows move between them.
+//!
 //! A table that is copied again while the others stream is set apart, in a second lane with a position of its own
 //! ([lanes], [members]), and taken back when that has caught up.
 
@@ -57,4 +60,4 @@ pub use members::{
 pub use options::{Options, Ports};
 pub use origin::drop_origin;
 pub use position::{adopt_position, read_lane_position, read_position};
-pub use strangers::{Stranger, Watched, fold_notes, read_strangers, unwatch, watch};
+pub use strangers::{Stranger, Watched, fold_notes, parts_of, read_strangers, unwatch, watch};

@@ -8,7 +8,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::Receiver;
-use crate::model::{ApplyCommand, Batch, Lsn, MigrationName, Settled, TableFilter, TableHandover, TableName, Touched};
+use crate::model::{
+    ApplyCommand, Batch, GatheredLeaves, Lsn, MigrationName, Settled, TableFilter, TableHandover, TableName, Touched,
+};
 use crate::telemetry::{Latency, Tally};
 use crate::wire::Endpoint;
 
@@ -30,6 +32,9 @@ pub struct Options {
     pub filter: TableFilter,
     /// Source name to target name, for tables whose names differ.
     pub renames: BTreeMap<TableName, TableName>,
+    /// Partitions of the source that are one table on the target: all the rest (handovers, lanes, renames) goes by the name
+    /// of that.
+    pub gathered: GatheredLeaves,
     /// How copied tables are handed over to the stream. A table that is not here takes every change.
     pub handovers: Vec<TableHandover>,
     /// Bytes of source changes in one target transaction. A larger source transaction is sent in pieces of this size

@@ -16,7 +16,7 @@ use super::table::Table;
 
 /// `changeover_rows_total`, by what was done.
 fn count(table: &Table, counts: RowCounts) {
-    let name = table.relation.name.to_string();
+    let name = table.member.to_string();
     for (op, rows) in [
         ("insert", counts.inserts),
         ("update", counts.updates),
@@ -49,7 +49,7 @@ pub(super) fn sent(group: &Group, ahead: bool) {
 /// Counts what a group did to each table.
 pub(super) fn tally(group: &Group, tally: &Tally) {
     for (table, counts) in group.counts.values() {
-        tally.add(&table.relation.name, *counts);
+        tally.add(&table.member, *counts);
         count(table, *counts);
     }
 }
@@ -98,17 +98,17 @@ pub(super) fn touch(group: &Group, touched: &dyn Touched) {
 }
 
 fn touch_row(table: &Table, kind: &ChangeKind, touched: &dyn Touched) {
-    let relation = &table.relation;
+    let (name, relation) = (&table.member, &table.relation);
     match kind {
-        ChangeKind::Insert { new, .. } => touched.row(relation, new),
+        ChangeKind::Insert { new, .. } => touched.row(name, relation, new),
         ChangeKind::Update { old, new, .. } => {
             if let Some(OldTuple { tuple, .. }) = old.as_ref().filter(|old| moves(table, &old.tuple, new)) {
-                touched.row(relation, tuple);
+                touched.row(name, relation, tuple);
             }
-            touched.row(relation, new);
+            touched.row(name, relation, new);
         }
-        ChangeKind::Delete { old, .. } => touched.row(relation, &old.tuple),
-        ChangeKind::Truncate { .. } => touched.table(relation),
+        ChangeKind::Delete { old, .. } => touched.row(name, relation, &old.tuple),
+        ChangeKind::Truncate { .. } => touched.table(name),
         ChangeKind::Message { .. } => {}
     }
 }

@@ -295,7 +295,7 @@ impl Driver {
             && let Some(table) = flight.group.layers.list()[layer].table()
         {
             debug!(table = %table.relation.name, sqlstate, "refused ahead of its turn: the table waits for its turn");
-            self.kept_back.insert(table.id);
+            self.kept_back.insert(table.place);
         }
     }
 }

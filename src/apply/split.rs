@@ -64,7 +64,7 @@ impl Rows<'_> {
 }
 
 /// The share of each layer of `group` that may go ahead of `earlier` groups, which are under way and were committed by none
-/// of their sessions. `None` when nothing may. `kept_back`: tables (by id) whose changes wait for their turn.
+/// of their sessions. `None` when nothing may. `kept_back`: tables (by place) whose changes wait for their turn.
 pub(super) fn split<'a>(
     group: &Group,
     earlier: impl Iterator<Item = &'a Group>,
@@ -76,7 +76,11 @@ pub(super) fn split<'a>(
     for layer in group.layers.list() {
         let (Layer::Net { table, .. } | Layer::Run { table, .. }) = layer else { return None };
         let theirs: Vec<&Mark<'_>> = earlier.iter().filter_map(|marks| marks.get(&table.target)).collect();
-        shares.push(if kept_back.contains(&table.id) { Share::Nothing } else { share(&own[&table.target], &theirs) });
+        shares.push(if kept_back.contains(&table.place) {
+            Share::Nothing
+        } else {
+            share(&own[&table.target], &theirs)
+        });
     }
     shares.iter().any(|share| *share != Share::Nothing).then_some(shares)
 }
@@ -244,7 +248,7 @@ mod tests {
         assert_eq!(of(&later(&["3", "4"])), Some(vec![Share::All]));
         assert_eq!(of(&later(&["2", "3"])), Some(vec![Share::Rows([false, true].into())]));
         assert_eq!(of(&later(&["2"])), None);
-        let kept_back = HashSet::from([table.id]);
+        let kept_back = HashSet::from([table.place]);
         assert_eq!(split(&later(&["3"]), [&earlier].into_iter(), &kept_back), None);
         // Nothing of a larger transaction's piece is known to be all of it.
         let piece = Group { extent: Extent::Piece { first: false, last: true }, ..Group::default() };
@@ -268,7 +272,7 @@ mod tests {
         let table = table(&relation, &plain());
         let mut truncates = group(vec![insert("1")], &table, true);
         let tables = vec![Arc::clone(&table)];
-        truncates.layers.truncate(Truncate { tables, restart_identity: false, partial: false });
+        truncates.layers.truncate(Truncate { tables, leaves: Vec::new(), restart_identity: false, partial: false });
         let other = group(vec![insert("2")], &table, true);
         assert_eq!(split(&other, [&truncates].into_iter(), &HashSet::new()), None);
         assert_eq!(split(&truncates, [&other].into_iter(), &HashSet::new()), None);

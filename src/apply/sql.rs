@@ -71,8 +71,13 @@ pub(super) fn key_columns(table: &Table) -> &[usize] {
 /// TRUNCATE for all its tables at once, as the source did it, or what comes to the same.
 pub(super) fn truncate(truncate: &Truncate) -> Vec<String> {
     let tables = truncate.tables.iter().map(|table| table.own_rows());
-    if truncate.partial {
-        return tables.map(|table| format!("DELETE FROM {table}")).collect();
+    // A leaf's neighbours may refer to what is truncated with it.
+    if truncate.partial || !truncate.leaves.is_empty() {
+        let of_leaves = truncate.leaves.iter().map(|(table, rows)| format!("{} WHERE {rows}", table.own_rows()));
+        return tables.chain(of_leaves).map(|rows| format!("DELETE FROM {rows}")).collect();
+    }
+    if truncate.tables.is_empty() {
+        return Vec::new();
     }
     let restart = if truncate.restart_identity { " RESTART IDENTITY" } else { "" };
     vec![format!("TRUNCATE {}{restart}", tables.collect::<Vec<_>>().join(", "))]

@@ -4,6 +4,7 @@
 //! The trigger writes a note at most once a second for each writer, in the writer's own transaction, and reads the
 //! cutover's journal first: once green owns the writes, it says nothing any more.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::model::{MigrationName, TableName, quote_identifier, quote_literal};
@@ -111,6 +112,22 @@ pub async fn watch(target: &Session, migration: &MigrationName, tables: &[TableN
         }
     }
     Ok(watched)
+}
+
+/// The partitions below each of `tables` on the target, by the nearest of these that they are in.
+pub async fn parts_of(target: &Session, tables: &[TableName]) -> Result<BTreeMap<TableName, TableName>, Error> {
+    let sql = "SELECT place, n.nspname::text, c.relname::text
+               FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS named (name, place),
+                    pg_catalog.pg_partition_tree(pg_catalog.to_regclass(name)) AS t
+               JOIN pg_catalog.pg_class AS c ON c.oid = t.relid JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+               WHERE t.level > 0 ORDER BY t.level DESC";
+    let names: Vec<String> = tables.iter().map(TableName::quoted).collect();
+    let rows = target.query(sql, &[&names]).await.map_err(|source| Error::Query { what: READING, source })?;
+    let part = |row: &tokio_postgres::Row| {
+        let place = usize::try_from(row.get::<_, i64>(0) - 1).expect("ordinality counts from 1");
+        (TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)), tables[place].clone())
+    };
+    Ok(rows.iter().map(part).collect())
 }
 
 const READING: &str = "look for other writers on the target";

@@ -7,8 +7,15 @@ use crate::model::{Lsn, OldKind, OldTuple, Relation, TableHandover, TableName, T
 /// Made once for each shape (a relation at one position) and shared by everything that refers to it.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// Tells shapes apart in the cache of prepared statements.
+    /// Tells shapes apart in the cache of prepared statements. Leaves that are gathered in one table and laid out alike
+    /// have one.
     pub(super) id: u32,
+    /// Tells apart the tables of the target that rows move between: one for all leaves that are gathered in a table.
+    pub(super) place: u32,
+    /// The name that the migration knows it by: the relation's, or that of the root which a leaf is gathered in.
+    pub(super) member: TableName,
+    /// Set for a leaf that is gathered with others.
+    pub(super) leaf: Option<LeafOf>,
     pub(super) relation: Arc<Relation>,
     pub(super) target: TableName,
     /// In the order of the stream's tuples.
@@ -30,6 +37,15 @@ pub(super) struct Table {
     pub(super) handover: Option<Arc<TableHandover>>,
     /// What ends at or before this was applied by another lane.
     pub(super) after: Option<Lsn>,
+}
+
+/// One of several relations whose rows are in one table of the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LeafOf {
+    /// What its rows fulfil, and those of no other; `None` where the target cannot evaluate it.
+    pub(super) condition: Option<String>,
+    /// How many such relations there are.
+    pub(super) leaf_count: usize,
 }
 
 #[derive(Debug)]

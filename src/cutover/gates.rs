@@ -133,13 +133,16 @@ pub(super) async fn no_dead_letters(green: &Session, migration: &MigrationName) 
     })
 }
 
+/// The tables that `$1` names, and their partitions.
+const NAMED: &str = "WITH named AS (SELECT to_regclass(name)::oid AS oid FROM unnest($1::text[]) AS name), \
+     every AS (SELECT oid FROM named UNION SELECT relid FROM named, pg_partition_tree(named.oid)) ";
+
 const UNFINISHED: &str = "SELECT c.relnamespace::regnamespace::text || '.' || c.relname || ' ' || x.what \
      FROM (SELECT conrelid AS relation, 'constraint ' || conname AS what FROM pg_constraint WHERE NOT convalidated \
            UNION ALL \
            SELECT i.indrelid, 'index ' || p.relname FROM pg_index AS i JOIN pg_class AS p ON p.oid = i.indexrelid \
            WHERE NOT i.indisvalid) AS x \
-     JOIN pg_class AS c ON c.oid = x.relation WHERE c.oid IN (SELECT to_regclass(name) FROM unnest($1::text[]) AS name) \
-     ORDER BY 1";
+     JOIN pg_class AS c ON c.oid = x.relation WHERE c.oid IN (SELECT oid FROM every) ORDER BY 1";
 
 /// Whatever is invalid on green and not on blue.
 pub(super) async fn green_complete(blue: &Session, green: &Session, dirty: &DirtyKeys) -> Result<Gate, Error> {
@@ -147,8 +150,8 @@ pub(super) async fn green_complete(blue: &Session, green: &Session, dirty: &Dirt
     let tables = dirty.tables();
     let on_blue: Vec<String> = tables.iter().map(|table| table.source.quoted()).collect();
     let on_green: Vec<String> = tables.iter().map(|table| table.target.quoted()).collect();
-    let known = blue.query(UNFINISHED, &[&on_blue]).await.map_err(query(BLUE, what))?;
-    let found = green.query(UNFINISHED, &[&on_green]).await.map_err(query(GREEN, what))?;
+    let known = blue.query(&format!("{NAMED}{UNFINISHED}"), &[&on_blue]).await.map_err(query(BLUE, what))?;
+    let found = green.query(&format!("{NAMED}{UNFINISHED}"), &[&on_green]).await.map_err(query(GREEN, what))?;
     let names = |rows: &[tokio_postgres::Row]| {
         rows.iter().map(|row| row.try_get::<_, String>(0)).collect::<Result<Vec<_>, _>>()
     };
@@ -163,15 +166,40 @@ pub(super) async fn green_complete(blue: &Session, green: &Session, dirty: &Dirt
     })
 }
 
+/// A partition that came since we started is in no stream, and what is written to it would stay on blue. Asked of tables
+/// whose partitions are one table on green; `None` when there are none.
+pub(super) async fn partitions_stream(blue: &Session, dirty: &DirtyKeys) -> Result<Option<Gate>, Error> {
+    let what = "look for partitions that are not streamed";
+    let statement = "SELECT n.nspname::text, c.relname::text FROM unnest($1::text[]) AS root, \
+           pg_partition_tree(to_regclass(root)) AS t JOIN pg_class AS c ON c.oid = t.relid \
+           JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE t.isleaf ORDER BY 1, 2";
+    let gathered = || dirty.tables().iter().filter(|table| !table.leaves.is_empty());
+    let roots: Vec<String> = gathered().map(|table| table.source.quoted()).collect();
+    if roots.is_empty() {
+        return Ok(None);
+    }
+    let rows = blue.query(statement, &[&roots]).await.map_err(query(BLUE, what))?;
+    let name =
+        |row: &tokio_postgres::Row| Ok(TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?));
+    let mut found = rows.iter().map(name).collect::<Result<Vec<_>, _>>().map_err(query(BLUE, what))?;
+    found.retain(|leaf| !gathered().any(|table| table.leaves.contains(leaf)));
+    Ok(Some(if found.is_empty() {
+        Gate::open("partitions_stream", "every partition of the tables that green partitions otherwise")
+    } else {
+        let names: Vec<String> = found.iter().map(TableName::to_string).collect();
+        let detail = format!("came since the daemon started, and are not streamed: {}", names.join(", "));
+        Gate::closed("partitions_stream", detail, "start the daemon again: their tables are copied again with them")
+    }))
+}
+
 /// Without statistics the first plans on green are bad ones. -1 is "never analysed" from PostgreSQL 14 on, 0 pages
 /// before.
 pub(super) async fn green_analyzed(green: &Session, dirty: &DirtyKeys) -> Result<Gate, Error> {
     let what = "look for tables without statistics";
-    let statement = "SELECT c.oid::regclass::text FROM pg_class AS c WHERE c.oid IN \
-           (SELECT to_regclass(name) FROM unnest($1::text[]) AS name) AND pg_relation_size(c.oid) > 0 \
-           AND (c.reltuples < 0 OR (c.reltuples = 0 AND c.relpages = 0)) ORDER BY 1";
+    let statement = "SELECT c.oid::regclass::text FROM pg_class AS c WHERE c.oid IN (SELECT oid FROM every) \
+           AND pg_relation_size(c.oid) > 0 AND (c.reltuples < 0 OR (c.reltuples = 0 AND c.relpages = 0)) ORDER BY 1";
     let names: Vec<String> = dirty.tables().iter().map(|table| table.target.quoted()).collect();
-    let rows = green.query(statement, &[&names]).await.map_err(query(GREEN, what))?;
+    let rows = green.query(&format!("{NAMED}{statement}"), &[&names]).await.map_err(query(GREEN, what))?;
     let tables = rows.iter().map(|row| row.try_get::<_, String>(0)).collect::<Result<Vec<_>, _>>();
     let tables = tables.map_err(query(GREEN, what))?;
     Ok(if tables.is_empty() {
@@ -184,10 +212,10 @@ pub(super) async fn green_analyzed(green: &Session, dirty: &DirtyKeys) -> Result
 /// Making a trigger takes the TRIGGER right, removing it ownership.
 pub(super) async fn fence_allowed(blue: &Session, dirty: &DirtyKeys) -> Result<Gate, Error> {
     let what = "look for tables that may not be fenced";
-    let statement = "SELECT c.oid::regclass::text FROM pg_class AS c WHERE c.oid IN \
-           (SELECT to_regclass(name) FROM unnest($1::text[]) AS name) AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1";
+    let statement = "SELECT c.oid::regclass::text FROM pg_class AS c WHERE c.oid IN (SELECT oid FROM every) \
+           AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1";
     let names: Vec<String> = dirty.tables().iter().map(|table| table.source.quoted()).collect();
-    let rows = blue.query(statement, &[&names]).await.map_err(query(BLUE, what))?;
+    let rows = blue.query(&format!("{NAMED}{statement}"), &[&names]).await.map_err(query(BLUE, what))?;
     let tables = rows.iter().map(|row| row.try_get::<_, String>(0)).collect::<Result<Vec<_>, _>>();
     let tables = tables.map_err(query(BLUE, what))?;
     Ok(if tables.is_empty() {

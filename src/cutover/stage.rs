@@ -78,6 +78,10 @@ impl<'p> Stage<'p> {
         for (name, outcome) in asked {
             self.gates.push(outcome.unwrap_or_else(|error| gates::failed(name, &error)));
         }
+        match gates::partitions_stream(&self.blue, dirty).await {
+            Ok(gate) => self.gates.extend(gate),
+            Err(error) => self.gates.push(gates::failed("partitions_stream", &error)),
+        }
         self.check_routers().await;
         if self.gates.iter().all(|gate| gate.open) {
             self.measure().await;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
+use super::gathered::gathered;
 use super::lead::take_lead;
 use super::migrate::{schema_options, snapshot_options};
 use super::options::throttle_options;
@@ -42,6 +43,7 @@ pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationTo
     }
     schema::install_state(&target).await?;
     take_lead(&target, &config.migration).await?;
+    let catalog = gathered(config, &source, &target, catalog).await?;
     if schema::read_migration(&target, &config.migration).await?.is_none() {
         let identified = source::identify(&config.source.endpoint).await?;
         let migration = Migration {

@@ -116,7 +116,7 @@ impl Daemon {
             tasks.spawn(durable.run());
         }
         let feed = Feed { flow: Arc::clone(&flow), supervisor: supervisor.clone(), link_bytes: shares.link_bytes };
-        let tables: Vec<_> = prepared.wanted.row_tables().collect();
+        let tables: Vec<_> = prepared.wanted.streamed_tables().collect();
         if let Some(options) = kafka_options(&self.config, &prepared.identity, &tables) {
             let sink = KafkaSink {
                 feed: feed.clone(),

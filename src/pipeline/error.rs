@@ -42,6 +42,8 @@ pub enum Error {
     NotReady { failed: usize, report: String },
     #[error("no table of the source matches [tables] include and exclude")]
     NoTables,
+    #[error("{unfit}")]
+    Unfit { unfit: schema::Unfit },
     #[error("publication {publication} carries other rows than [tables] rows says of {table}")]
     OtherRows { publication: String, table: TableName },
     #[error("the adopted slot {slot} does not exist on the source")]
@@ -104,6 +106,7 @@ impl Error {
             ),
             Self::NotReady { .. } => halt("do what the failed checks say, then start again"),
             Self::NoTables => halt("correct [tables] include and exclude; `changeover inspect` lists what there is"),
+            Self::Unfit { unfit } => Disposition::Halt { hint: format!("{}; then start again", unfit.remedy()) },
             Self::OtherRows { .. } => halt(
                 "what was copied and streamed so far are the publication's rows: say the same in [tables] rows, or \
                  `changeover abort` and start again",

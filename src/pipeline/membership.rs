@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use tracing::{info, warn};
 
 use super::error::Error;
+use super::gathered::below;
 use super::status::Phase;
 use crate::config::Config;
 use crate::model::{Lsn, TableName};
-use crate::schema::{Catalog, Migration};
+use crate::schema::{Catalog, Migration, Table};
 use crate::wire::Session;
 use crate::{apply, source};
 
@@ -45,7 +46,7 @@ pub(super) async fn settle(
         let left: Vec<TableName> =
             members.iter().map(|it| &it.table).filter(|it| wanted.table(it).is_none()).cloned().collect();
         if !left.is_empty() {
-            let_go(config, source, state, migration, &left).await?;
+            let_go(config, source, state, migration, &left, wanted).await?;
             members.retain(|member| wanted.table(&member.table).is_some());
         }
         let known: BTreeSet<&TableName> = members.iter().map(|member| &member.table).collect();
@@ -64,9 +65,9 @@ pub(super) async fn settle(
 /// Of a migration that an earlier version began: what its publication has.
 async fn record(config: &Config, source: &Session, state: &Session, wanted: &Catalog) -> Result<(), Error> {
     let published = source::publication_tables(source, &config.source.publication.name).await?.unwrap_or_default();
-    let holds_rows = |name: &TableName| wanted.row_tables().any(|table| table.name == *name);
-    let names = wanted.tables.iter().map(|table| &table.name);
-    let known = names.filter(|name| published.contains(name) || !holds_rows(name));
+    let is_published = |table: &Table| table.stored().all(|stored| published.contains(&stored.name));
+    let known = wanted.tables.iter().filter(|table| !table.holds_rows() || is_published(table));
+    let known = known.map(|table| &table.name);
     Ok(apply::record_members(state, &config.migration, known).await?)
 }
 
@@ -78,10 +79,15 @@ async fn let_go(
     state: &Session,
     migration: &Migration,
     left: &[TableName],
+    wanted: &Catalog,
 ) -> Result<(), Error> {
     let publication = &migration.publication;
     let published = source::publication_tables(source, publication).await?.unwrap_or_default();
-    let published: Vec<TableName> = left.iter().filter(|table| published.contains(table)).cloned().collect();
+    let mut unwanted: BTreeSet<TableName> = below(source, left).await?.into_iter().collect();
+    unwanted.extend(left.iter().cloned());
+    let still: BTreeSet<&TableName> = wanted.streamed_tables().map(|table| &table.name).collect();
+    let published: Vec<TableName> =
+        unwanted.into_iter().filter(|table| published.contains(table) && !still.contains(table)).collect();
     if !published.is_empty() && migration.publication_is_ours {
         source::remove_from_publication(source, publication, &published).await?;
         info!(publication, tables = published.len(), "no longer published");

@@ -19,6 +19,7 @@ mod daemon;
 mod options;
 mod prepare;
 mod membership;
+mod gathered;
 mod lead;
 mod machine;
 mod migrate;

@@ -71,6 +71,7 @@ pub(super) fn apply_options(config: &Config, prepared: &Prepared, shares: &Share
         start: Some(prepared.target_position),
         filter: config.tables.clone(),
         renames: Default::default(),
+        gathered: prepared.wanted.gathered_leaves(),
         handovers: Vec::new(),
         group_bytes: config.apply.group_bytes.min(shares.group_bytes_with(config.apply.sessions)),
         sessions: config.apply.sessions,

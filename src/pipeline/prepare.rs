@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::error::Error;
+use super::gathered::gathered;
 use super::lead::take_lead;
 use super::membership;
 use super::status::Phase;
@@ -50,12 +51,13 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
         ready(&preflight::check(config).await)?;
     }
     let identified = source::identify(&config.source.endpoint).await?;
-    let wanted = schema::read_catalog(&source, &config.tables).await?;
-    if wanted.row_tables().next().is_none() {
+    let named = schema::read_catalog(&source, &config.tables).await?;
+    if named.row_tables().next().is_none() {
         return Err(Error::NoTables);
     }
     schema::install_state(&state).await?;
     take_lead(&state, &config.migration).await?;
+    let wanted = gathered(config, &source, &state, named).await?;
     let migration = match schema::read_migration(&state, &config.migration).await? {
         Some(migration) => migration,
         None => begin(config, &state, identified.identity.clone()).await?,
@@ -102,8 +104,12 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
 }
 
 async fn row_estimates(state: &Session) -> Result<BTreeMap<TableName, u64>, Error> {
-    let sql = "SELECT n.nspname, c.relname, greatest(c.reltuples, 0)::bigint FROM pg_catalog.pg_class c
-               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'";
+    let sql = "SELECT n.nspname, c.relname,
+                      CASE c.relkind WHEN 'r' THEN greatest(c.reltuples, 0)
+                      ELSE (SELECT coalesce(sum(greatest(leaf.reltuples, 0)), 0) FROM pg_catalog.pg_partition_tree(c.oid) t
+                            JOIN pg_catalog.pg_class leaf ON leaf.oid = t.relid WHERE t.isleaf) END::bigint
+               FROM pg_catalog.pg_class c
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')";
     let failed = |source| Error::State { what: "read the target's row estimates", source };
     let rows = state.query(sql, &[]).await.map_err(failed)?;
     let estimate = |row: &tokio_postgres::Row| {
@@ -153,7 +159,7 @@ async fn make_stream(
 ) -> Result<Lsn, Error> {
     apply::record_members(state, &config.migration, catalog.tables.iter().map(|table| &table.name)).await?;
     if !config.source.publication.adopted {
-        let tables: Vec<TableName> = catalog.row_tables().map(|table| table.name.clone()).collect();
+        let tables: Vec<TableName> = catalog.streamed_tables().map(|table| table.name.clone()).collect();
         source::drop_publication(source, &config.source.publication.name).await?;
         source::create_publication(source, &config.source.publication.name, &tables, &config.rows).await?;
     }
@@ -175,7 +181,7 @@ async fn same_rows(config: &Config, source: &Session, catalog: &Catalog) -> Resu
     let publication = &config.source.publication.name;
     // A table that joins is published when it is copied.
     let published = source::publication_tables(source, publication).await?.unwrap_or_default();
-    let tables = catalog.row_tables().map(|table| &table.name).filter(|table| published.contains(table));
+    let tables = catalog.streamed_tables().map(|table| &table.name).filter(|table| published.contains(table));
     match source::published_otherwise(source, publication, tables, &config.rows).await?.first() {
         Some(table) => Err(Error::OtherRows { publication: publication.clone(), table: (*table).clone() }),
         None => Ok(()),

@@ -12,6 +12,7 @@ use super::board::Board;
 use super::commands::Commands;
 use super::error::Error;
 use super::flow::Flow;
+use super::gathered::gathered_by;
 use super::handle::{Answer, Refused, Request, ThrottleRequest, VerifyRequest};
 use super::resync::SettingApart;
 use super::status::Phase;
@@ -144,6 +145,14 @@ impl Requests {
             ));
         }
         if tables.is_empty() {
+            if let Some((partition, root)) = filter.include.iter().find_map(|it| gathered_by(&self.catalog, it)) {
+                return Err(Refused::now(
+                    format!(
+                        "verify {partition}: the target partitions {root} otherwise, so it is compared as one table"
+                    ),
+                    format!("`changeover verify --table {root}`"),
+                ));
+            }
             return Err(Refused::now(
                 format!("no table of the migration matches {}", request.tables.join(", ")),
                 "`changeover status` lists its tables",
@@ -295,6 +304,7 @@ pub(super) fn verified_tables(catalog: &Catalog, rows: &RowFilters) -> Vec<Table
             target: table.name.clone(),
             columns: table.columns.iter().map(|column| column.name.clone()).collect(),
             key: key.iter().map(key_column).collect(),
+            leaves: table.leaves.iter().map(|leaf| leaf.table.name.clone()).collect(),
             rows: rows.of(&table.name).map(str::to_owned),
         }
     });

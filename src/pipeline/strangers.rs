@@ -45,6 +45,8 @@ struct State {
     /// When every table was seen to be watched.
     watched: Option<Instant>,
     forbidden: Vec<TableName>,
+    /// Partitions that the target has, by the tables of the migration that they are in.
+    parts: BTreeMap<TableName, TableName>,
     /// Why we could not look, until we can again.
     told: Option<String>,
 }
@@ -95,6 +97,7 @@ impl Strangers {
             let tables: Vec<TableName> = self.rows_of.keys().cloned().collect();
             let watched = apply::watch(target, &self.config.migration, &tables).await?;
             state.watched = Some(Instant::now()).filter(|_| watched.busy == 0);
+            state.parts = apply::parts_of(target, &tables).await?;
             say_watched(watched, &mut state.forbidden);
         }
         let known = match state.known.take() {
@@ -103,16 +106,16 @@ impl Strangers {
         };
         apply::fold_notes(target, &self.config.migration).await?;
         let found = apply::read_strangers(target, &self.config.migration).await?;
-        self.tell(&known, &found);
+        self.tell(&known, &found, &state.parts);
         state.known = Some(found);
         state.told = None;
         Ok(())
     }
 
     /// What was written since is compared anew before a cutover, and whoever wrote is named until it was found equal.
-    fn tell(&self, known: &[Stranger], found: &[Stranger]) {
+    fn tell(&self, known: &[Stranger], found: &[Stranger], parts: &BTreeMap<TableName, TableName>) {
         for stranger in found.iter().filter(|stranger| !known.contains(stranger)) {
-            for table in self.rows_of(stranger) {
+            for table in self.rows_of(stranger, parts) {
                 self.listeners.all().distrust(&table.to_string());
             }
             let table = stranger.table.to_string();
@@ -126,13 +129,15 @@ impl Strangers {
             metrics::counter!(names::FOREIGN_WRITES_TOTAL, names::LABEL_TABLE => table).increment(1);
         }
         let is_equal = |table: &TableName| self.listeners.all().is_held_equal(table);
-        let unequal = |stranger: &&Stranger| !self.rows_of(stranger).iter().all(is_equal);
+        let unequal = |stranger: &&Stranger| !self.rows_of(stranger, parts).iter().all(is_equal);
         self.board.strangers(found.iter().filter(unequal).cloned().collect());
     }
 
-    /// A partition that only the target has belongs to no table that is compared.
-    fn rows_of(&self, stranger: &Stranger) -> &[TableName] {
-        self.rows_of.get(&stranger.table).map_or(&[], Vec::as_slice)
+    /// A partition that only the target has holds rows of the table that it is in.
+    fn rows_of(&self, stranger: &Stranger, parts: &BTreeMap<TableName, TableName>) -> &[TableName] {
+        let named = self.rows_of.get(&stranger.table);
+        let within = || parts.get(&stranger.table).and_then(|whole| self.rows_of.get(whole));
+        named.or_else(within).map_or(&[], Vec::as_slice)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::model::{Relation, Touched, Tuple};
+use crate::model::{Relation, TableName, Touched, Tuple};
 use crate::verify::{DirtyKeys, Table};
 
 /// The verification of all tables, which lives as long as the daemon, and at most one of chosen tables beside it.
@@ -36,12 +36,12 @@ impl Listeners {
 }
 
 impl Touched for Listeners {
-    fn row(&self, relation: &Relation, tuple: &Tuple) {
-        self.each(|keys| keys.row(relation, tuple));
+    fn row(&self, table: &TableName, relation: &Relation, tuple: &Tuple) {
+        self.each(|keys| keys.row(table, relation, tuple));
     }
 
-    fn table(&self, relation: &Relation) {
-        self.each(|keys| keys.table(relation));
+    fn table(&self, table: &TableName) {
+        self.each(|keys| keys.table(table));
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
 use super::finding::{Finding, listed, statements};
+use super::partitions;
 use super::server::user;
 use super::sides::Sides;
 use crate::model::{TableName, quote_identifier};
@@ -74,36 +75,31 @@ pub(super) async fn empty_tables(sides: &Sides<'_>) -> Result<Finding, Error> {
 
 /// A finding for each difference, or one that there is none. Rows that nothing follows need no key to be found by.
 pub(super) async fn schema(sides: &Sides<'_>, streams: bool) -> Result<Vec<Finding>, Error> {
+    let gathered = partitions::gathered(sides).await?;
     let (source, target) = (&sides.source, &sides.target);
     let (here, there) = tokio::try_join!(
-        schema::read_design(&source.session, &source.catalog),
+        schema::read_design(&source.session, &gathered.catalog),
         schema::read_design(&target.session, &target.catalog),
     )?;
-    let source = Described { catalog: &source.catalog, design: &here };
+    let source = Described { catalog: &gathered.catalog, design: &here };
     let target = Described { catalog: &target.catalog, design: &there };
-    let differences = schema::compare(source, target, true);
-    let missing = if streams { missing_partitions(source.catalog, target.catalog) } else { Vec::new() };
-    if differences.is_empty() && missing.is_empty() {
-        return Ok(vec![Finding::pass("target.schema", "every table fits, column by column")]);
+    let mut differences = schema::compare(source, target, true);
+    // Whether the rows of a gathered table are found is asked of its partitions.
+    let is_gathered = |table: &TableName| gathered.catalog.table(table).is_some_and(schema::Table::is_gathered);
+    differences.retain(|difference| {
+        !(matches!(difference.kind, schema::DifferenceKind::MissingKey { .. }) && is_gathered(&difference.table))
+    });
+    let mut findings = partitions::findings(sides, &gathered, streams).await?;
+    if differences.is_empty() {
+        findings.push(Finding::pass("target.schema", "every table fits, column by column"));
     }
     let finding = |difference: &schema::Difference| {
         let missed = streams || !matches!(difference.kind, schema::DifferenceKind::MissingKey { .. });
         let make = if difference.breaks() && missed { Finding::fail } else { Finding::warn };
         make("target.schema", difference.to_string(), difference.remedy.clone())
     };
-    let mut findings: Vec<Finding> = differences.iter().map(finding).collect();
-    if !missing.is_empty() {
-        let message = format!("partitions that only the source has: {}", listed(&missing));
-        let remedy = "partition the target's tables as the source does: changes come under the partitions' names";
-        findings.push(Finding::fail("target.partitions", message, remedy));
-    }
+    findings.extend(differences.iter().map(finding));
     Ok(findings)
-}
-
-/// Rows can be copied through another partition's root, but nobody could say where the changes of such a partition go.
-fn missing_partitions<'a>(source: &'a schema::Catalog, target: &schema::Catalog) -> Vec<&'a TableName> {
-    let partitions = source.row_tables().filter(|table| table.partition.is_some());
-    partitions.map(|table| &table.name).filter(|name| target.table(name).is_none()).collect()
 }
 
 pub(super) async fn extensions(sides: &Sides<'_>) -> Result<Finding, Error> {

@@ -16,6 +16,7 @@ mod rows;
 mod load;
 mod target;
 mod contents;
+mod partitions;
 mod here;
 mod routes;
 

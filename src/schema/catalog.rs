@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{ReplicaIdentity, TableName, TypeName};
+use crate::model::{GatheredLeaves, ReplicaIdentity, TableName, TypeName};
 
 /// One side's inventory. Tables and sequences are sorted by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,15 @@ pub struct Table {
     pub kind: TableKind,
     /// What it is a partition of, with its bounds. A partitioned table below another one has both.
     pub partition: Option<Partition>,
+    /// `RANGE (at)`; `None` for what is not partitioned.
+    pub partition_key: Option<String>,
+    /// How many leaves a partitioned table has, whether they are tables of the migration or not.
+    pub leaf_count: usize,
+    /// Set by [`super::gather`] for a partitioned table that the target keeps in another way: the leaves that hold its
+    /// rows on the source. They are no tables of the catalog then; this one stands for them.
+    pub leaves: Vec<Leaf>,
+    /// The partitioned tables between a gathered one and its leaves.
+    pub inner: Vec<TableName>,
     /// Parents by `INHERITS`, in order. Empty for partitions.
     pub inherits: Vec<TableName>,
     pub owner: String,
@@ -82,6 +91,15 @@ pub struct Partition {
     pub parent: TableName,
     /// `FOR VALUES ...` or `DEFAULT`.
     pub bounds: String,
+}
+
+/// A leaf of a gathered table: its changes come under its own name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    pub table: Table,
+    /// What its rows fulfil, and those of no other leaf, as SQL over the root's columns; `None` where the target cannot
+    /// evaluate it.
+    pub condition: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,15 +295,53 @@ impl Catalog {
         self.tables.binary_search_by(|table| table.name.cmp(name)).ok().map(|index| &self.tables[index])
     }
 
-    /// The tables that hold rows: what is copied.
+    /// The tables that hold rows: what is copied, compared and copied again.
     pub fn row_tables(&self) -> impl Iterator<Item = &Table> {
-        self.tables.iter().filter(|table| table.kind == TableKind::Ordinary)
+        self.tables.iter().filter(|table| table.holds_rows())
+    }
+
+    /// The tables whose changes are in the stream: those that hold rows, a gathered one as its leaves.
+    pub fn streamed_tables(&self) -> impl Iterator<Item = &Table> {
+        self.row_tables().flat_map(Table::stored)
+    }
+
+    /// The gathered table that `name` is a partition of.
+    pub fn gathered_from(&self, name: &TableName) -> Option<&Table> {
+        let is_of =
+            |table: &&Table| table.leaves.iter().any(|leaf| leaf.table.name == *name) || table.inner.contains(name);
+        self.tables.iter().find(is_of)
+    }
+
+    /// Where the target keeps the rows of the leaves of gathered tables.
+    pub fn gathered_leaves(&self) -> GatheredLeaves {
+        let mut found = GatheredLeaves::default();
+        for root in self.tables.iter().filter(|table| table.is_gathered()) {
+            let leaves = root.leaves.iter().map(|leaf| (leaf.table.name.clone(), leaf.condition.clone()));
+            found.add(&root.name, leaves, root.inner.iter().cloned());
+        }
+        found
     }
 }
 
 impl Table {
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// Itself, or the leaves it stands for.
+    pub fn holds_rows(&self) -> bool {
+        self.kind == TableKind::Ordinary || self.is_gathered()
+    }
+
+    /// Its leaves are no tables of the migration.
+    pub fn is_gathered(&self) -> bool {
+        !self.leaves.is_empty()
+    }
+
+    /// The tables that its rows are in on the source: the leaves of a gathered one, else itself.
+    pub fn stored(&self) -> impl Iterator<Item = &Self> {
+        let itself = (!self.is_gathered()).then_some(self);
+        itself.into_iter().chain(self.leaves.iter().map(|leaf| &leaf.table))
     }
 
     /// The columns a copy carries: all but generated ones, which the target computes.

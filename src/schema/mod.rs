@@ -5,12 +5,15 @@
 //!                                          └ of each table → indexes ┘
 //! ```
 //!
+//! A tree of partitions that the target keeps otherwise is one table of the migration ([`gather`](fn@gather)).
+//!
 //! pg_dump writes the statements, one of its sections at a time; they run on the target in transactions that also hold
 //! a row of `changeover.step`, so that a restart goes on where the last commit was.
 
 mod error;
 mod catalog;
 mod read;
+mod gather;
 mod compare;
 mod dump;
 mod locks;
@@ -21,7 +24,7 @@ mod store;
 
 pub use catalog::{
     BinaryCopy, Catalog, Column, Constraint, ConstraintKind, Database, Design, Extension, ForeignKey, GeneratedKind,
-    IdentityKind, Index, NotStreamed, NotStreamedKind, Partition, Sequence, SequenceOwner, Table, TableDesign,
+    IdentityKind, Index, Leaf, NotStreamed, NotStreamedKind, Partition, Sequence, SequenceOwner, Table, TableDesign,
     TableKind, Trigger, TriggerState, UniqueKey,
 };
 pub use compare::{Described, Difference, DifferenceKind, compare};
@@ -32,6 +35,7 @@ pub use copy::{
 };
 pub use dump::{Malformed, PgDump, find_pg_dump};
 pub use error::Error;
+pub use gather::{Gathered, Settled, Unfit, UnfitKind, gather, read_settled, record_gathered};
 pub(crate) use locks::holders as lock_holders;
 pub use read::{read_catalog, read_design};
 pub use sequences::copy_sequences;

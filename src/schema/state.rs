@@ -33,6 +33,7 @@ pub async fn drop_state(target: &Session, migration: &MigrationName) -> Result<(
          DELETE FROM changeover.unit WHERE migration = '{migration}';
          DELETE FROM changeover.split WHERE migration = '{migration}';
          DELETE FROM changeover.member WHERE migration = '{migration}';
+         DELETE FROM changeover.gathered WHERE migration = '{migration}';
          DELETE FROM changeover.step WHERE migration = '{migration}';
          DELETE FROM changeover.dead_letter WHERE migration = '{migration}';
          DELETE FROM changeover.stranger WHERE migration = '{migration}';

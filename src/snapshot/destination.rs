@@ -11,11 +11,8 @@ use crate::wire::Session;
 pub(super) struct Destination {
     pub(super) name: TableName,
     pub(super) partitioned: bool,
-    /// The root of a partition that the target does not have: rows of several tables go there.
-    pub(super) shared: bool,
     /// It may be emptied by TRUNCATE, and its rows frozen.
     pub(super) truncate: bool,
-    pub(super) may_be_split: bool,
     pub(super) binary: bool,
     /// Columns that are `char(n)` on both sides: the target pads what it is given, so values of nothing but blanks need not
     /// travel. A server counts the characters of each value that arrives, blanks too (`bpchar_input` in `varchar.c`).
@@ -39,46 +36,35 @@ impl Target {
         Ok(Self { catalog, referenced })
     }
 
-    /// Where `table`'s rows go: into the table of the same name, a partition's also into the nearest of its parents
-    /// that is there.
-    pub(super) fn destination(&self, table: &Table, source: &Catalog) -> Result<Destination, Error> {
-        let (found, shared) = match self.catalog.table(&table.name) {
-            Some(found) => (found, false),
-            None => (self.parent_of(table, source)?, true),
-        };
+    /// Where `table`'s rows go: into the table of the same name.
+    pub(super) fn destination(&self, table: &Table) -> Result<Destination, Error> {
+        let missing = || Error::MissingTable { table: table.name.clone() };
+        let found = self.catalog.table(&table.name).ok_or_else(missing)?;
         let partitioned = found.kind == TableKind::Partitioned;
-        let truncate = !shared && !partitioned && !self.referenced.contains(&found.name);
         Ok(Destination {
             name: found.name.clone(),
             partitioned,
-            shared,
-            truncate,
-            may_be_split: !shared,
+            truncate: !partitioned && !self.referenced.contains(&found.name),
             binary: table.binary_copy_to(self.catalog.server_version_num) && same_types(table, found),
             padded: padded(table, found),
         })
     }
 
-    fn parent_of(&self, table: &Table, source: &Catalog) -> Result<&Table, Error> {
-        let mut partition = table.partition.as_ref();
-        // As many levels as there are tables, at most.
-        for _ in &source.tables {
-            let Some(parent) = partition.map(|partition| &partition.parent) else { break };
-            if let Some(found) = self.catalog.table(parent) {
-                return Ok(found);
-            }
-            partition = source.table(parent).and_then(|parent| parent.partition.as_ref());
-        }
-        Err(Error::MissingTable { table: table.name.clone() })
-    }
-
     /// Whether rows copied by an ordinary session would fire triggers or be checked against foreign keys there.
     pub(super) fn would_fire(&self, destination: &Destination) -> bool {
-        let table = self.catalog.table(&destination.name);
-        table.is_some_and(|table| {
-            let fires = |state| matches!(state, TriggerState::Origin | TriggerState::Always);
-            !table.foreign_keys.is_empty() || table.triggers.iter().any(|trigger| fires(trigger.enabled))
-        })
+        let fires = |state| matches!(state, TriggerState::Origin | TriggerState::Always);
+        let mut written = self.catalog.tables.iter().filter(|table| self.is_within(table, &destination.name));
+        written
+            .any(|table| !table.foreign_keys.is_empty() || table.triggers.iter().any(|trigger| fires(trigger.enabled)))
+    }
+
+    /// Whether `table` is `name`, or a partition below it.
+    fn is_within(&self, table: &Table, name: &TableName) -> bool {
+        let mut above = std::iter::successors(Some(table), |table| {
+            table.partition.as_ref().and_then(|partition| self.catalog.table(&partition.parent))
+        });
+        // As many levels as there are tables, at most.
+        above.by_ref().take(self.catalog.tables.len()).any(|table| table.name == *name)
     }
 }
 

@@ -62,13 +62,17 @@ const SMALLEST_SHARE: u64 = 8;
 /// Before PostgreSQL 14 there is no TID range scan, and whoever reads a block range reads the whole table.
 pub(super) const TID_RANGES_SINCE: u32 = 140_000;
 
-/// How many parts a table is copied in. TOAST counts into the size, since a part reads its share of both.
+/// How many parts a table is copied in: a gathered one leaf by leaf, any other by its size. TOAST counts into the size, since a part reads its share of both.
 ///
 /// Where one worker reads all parts, they are worth having only for going on after an interruption.
-pub(super) fn cut(table: &Table, destination: &Destination, source_version: u32, split_bytes: u64) -> Cut {
+pub(super) fn cut(table: &Table, source_version: u32, split_bytes: u64) -> Cut {
     let block_count = table.block_count;
+    if table.is_gathered() {
+        let part_count = u32::try_from(table.leaves.len()).expect("a server has fewer tables");
+        return Cut { part_count, block_count };
+    }
     let in_vain = source_version < TID_RANGES_SINCE && settle_key(table).is_empty();
-    if in_vain || !destination.may_be_split {
+    if in_vain {
         return Cut { part_count: 1, block_count };
     }
     let split_bytes = split_bytes.max(1);
@@ -123,9 +127,9 @@ mod tests {
     fn a_large_table_has_enough_parts_and_none_is_tiny_or_too_large() {
         const MIB: u64 = 1 << 20;
         let parts = |size_mib: u64, split_mib: u64| {
-            let Copied { table, destination, .. } = unit(vec![], 1).of.copied.clone();
+            let Copied { table, .. } = unit(vec![], 1).of.copied.clone();
             let sized = Table { size_bytes: size_mib * MIB, block_count: size_mib * 128, ..table };
-            cut(&sized, &destination, 150_000, split_mib * MIB).part_count
+            cut(&sized, 150_000, split_mib * MIB).part_count
         };
         assert_eq!([parts(0, 128), parts(128, 128), parts(129, 128)], [1, 1, 8], "what is not larger stays whole");
         assert_eq!([parts(1024, 128), parts(8192, 128)], [64, 64]);
@@ -135,10 +139,10 @@ mod tests {
 
     #[test]
     fn a_table_that_is_read_in_one_pass_is_one_task_and_is_cut_only_if_it_can_be_gone_on_with() {
-        let Copied { table, destination, .. } = unit(vec![], 1).of.copied.clone();
+        let Copied { table, .. } = unit(vec![], 1).of.copied.clone();
         let table = Table { size_bytes: 1 << 30, block_count: 1 << 17, ..table };
         let keyless = Table { primary_key: None, ..table.clone() };
-        let parts = |table, version| cut(table, &destination, version, 1 << 27).part_count;
+        let parts = |table, version| cut(table, version, 1 << 27).part_count;
         assert_eq!([parts(&table, 130_000), parts(&table, 140_000)], [64, 64]);
         assert_eq!([parts(&keyless, 130_000), parts(&keyless, 140_000)], [1, 64]);
         let in_order = Copied { in_order: true, ..unit(vec![], 4).of.copied.clone() };

@@ -64,7 +64,7 @@ pub async fn run(
     let copied = choose(&options, catalog, &target, &recorded, as_replica).await?;
     if !copied.is_empty() {
         refuse_foreign_rows(&target, &copied, &recorded, &options.migration).await?;
-        let names: Vec<TableName> = copied.iter().map(|copied| copied.table.name.clone()).collect();
+        let names: Vec<TableName> = copied.iter().flat_map(Copied::stored_in).cloned().collect();
         let holder = Holder::open(&options.source, &names, &stop).await?;
         let left = resume(copied, &recorded, &holder, &progress);
         copy_all(options.clone(), holder, progress, as_replica, left, stop.child_token()).await?;
@@ -98,10 +98,10 @@ fn goes_on(copied: &Copied, partial: &Partial, holder: &Holder) -> bool {
     let table = &copied.table.name;
     let why_not = if copied.settle_key().is_empty() {
         "it has no key"
-    } else if holder.filenode(table) != Some(partial.filenode) {
+    } else if copied.files_under(holder) != Some(partial.filenode) {
         "it was truncated or rewritten on the source"
-    } else if !copied.destination.may_be_split || partial.cut.part_count <= 1 {
-        "its rows go elsewhere now"
+    } else if partial.cut.part_count <= 1 {
+        "it was not begun in parts"
     } else {
         return true;
     };
@@ -120,13 +120,13 @@ async fn choose(
     let there = Target::read(target).await?;
     let mut chosen = Vec::new();
     for table in catalog.row_tables().filter(|table| !recorded.complete.contains_key(&table.name)) {
-        let destination = there.destination(table, catalog)?;
+        let destination = there.destination(table)?;
         if !as_replica && there.would_fire(&destination) {
             return Err(Error::WouldFire { table: table.name.clone() });
         }
-        let cut = plan::cut(table, &destination, catalog.server_version_num, options.split_bytes);
+        let cut = plan::cut(table, catalog.server_version_num, options.split_bytes);
         let filter = options.rows.of(&table.name).map(str::to_owned);
-        let in_order = catalog.server_version_num < plan::TID_RANGES_SINCE;
+        let in_order = catalog.server_version_num < plan::TID_RANGES_SINCE && !table.is_gathered();
         chosen.push(Copied { table: table.clone(), destination, cut, filter, in_order });
     }
     Ok(chosen)
@@ -151,7 +151,7 @@ async fn refuse_foreign_rows(
     recorded: &Recorded,
     migration: &MigrationName,
 ) -> Result<(), Error> {
-    let fresh = |copied: &&Copied| !copied.destination.shared && !recorded.partial.contains_key(&copied.table.name);
+    let fresh = |copied: &&Copied| !recorded.partial.contains_key(&copied.table.name);
     let fresh: Vec<&Copied> = copied.iter().filter(fresh).collect();
     for chunk in fresh.chunks(LOOK_COUNT) {
         let look = |(index, copied): (usize, &&Copied)| {

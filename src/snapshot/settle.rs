@@ -28,7 +28,7 @@ impl Worker<'_> {
         let table = &copied.table.name;
         let attempt = self.attempt;
         let holder = attempt.newest().await?;
-        attempt.same_file(&holder, table, begun)?;
+        attempt.same_file(&holder, copied, begun)?;
         self.adopt(&holder).await?;
         info!(%table, snapshot = %holder.snapshot, "settling: its parts were read under several snapshots");
         let steps = Settle { copied, migration: &attempt.options.migration, base: &begun.base };

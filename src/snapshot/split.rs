@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 use super::holder::Holder;
 use super::plan::Copied;
 use super::record::Partial;
-use crate::model::{ReplicaIdentity, SnapshotSet};
+use crate::model::{ReplicaIdentity, SnapshotSet, TableName};
 use crate::schema::Table;
 
 /// Shared by the workers that copy its parts.
@@ -26,7 +26,7 @@ pub(super) struct TableCopy {
 #[derive(Debug)]
 pub(super) struct Begun {
     pub(super) base: SnapshotSet,
-    /// The table's file on the source at that time.
+    /// The table's file on the source at that time ([`Copied::files_under`]).
     pub(super) filenode: u32,
     /// A table without key cannot be settled, so all its parts are read under the snapshot that it was begun with.
     pinned: Mutex<Option<Arc<Holder>>>,
@@ -100,6 +100,24 @@ impl TableCopy {
 }
 
 impl Copied {
+    /// The tables that hold its rows on the source.
+    pub(super) fn stored_in(&self) -> impl Iterator<Item = &TableName> {
+        self.table.stored().map(|table| &table.name)
+    }
+
+    /// What tells one state of its files from another while `holder` holds their locks: the file of a table, and of a
+    /// gathered one a sum over those of its leaves in order, which also tells when a leaf came or went. `None` when one
+    /// is not locked.
+    pub(super) fn files_under(&self, holder: &Holder) -> Option<u32> {
+        if !self.table.is_gathered() {
+            return holder.filenode(&self.table.name);
+        }
+        // FNV-1a, a file at a time.
+        const START: u32 = 0x811c_9dc5;
+        const PRIME: u32 = 0x0100_0193;
+        self.stored_in().try_fold(START, |sum, name| Some((sum ^ holder.filenode(name)?).wrapping_mul(PRIME)))
+    }
+
     /// Columns that tell rows apart and are never NULL: the primary key, or the index that is the replica identity. None
     /// when there are none.
     pub(super) fn settle_key(&self) -> &[String] {

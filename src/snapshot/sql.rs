@@ -2,7 +2,7 @@
 
 use super::plan::{Copied, Unit};
 use super::split::Begun;
-use crate::model::{Lsn, MigrationName, SnapshotSet, quote_identifier, quote_literal};
+use crate::model::{Lsn, MigrationName, SnapshotSet, TableName, quote_identifier, quote_literal};
 use crate::schema::Column;
 
 /// `COPY ... TO STDOUT` on the source. Columns are named, so that the order of both tables may differ; generated ones
@@ -11,6 +11,10 @@ use crate::schema::Column;
 pub(super) fn copy_out(unit: &Unit, base: Option<&SnapshotSet>) -> String {
     let copied = &unit.of.copied;
     let (name, columns, format) = (copied.table.name.quoted(), selected(copied), format_of(copied));
+    if let Some(leaf) = copied.table.leaves.get(unit.part as usize) {
+        let (name, conditions) = (leaf.table.name.quoted(), further_conditions(base, None));
+        return format!("COPY (SELECT {columns} FROM ONLY {name} WHERE true{conditions}) TO STDOUT ({format})");
+    }
     match (copied.cut.blocks(unit.part), filter_of(copied)) {
         // Neither a list of no columns nor an expression can be written behind the name of a table.
         (None, None) if columns.is_empty() || !copied.destination.padded.is_empty() => {
@@ -114,13 +118,7 @@ pub(super) fn begin_split(copied: &Copied, migration: &MigrationName, begun: &Be
 
 /// Removes what earlier attempts have left of a table: its rows, and the records of its parts. A backend whose client has
 /// died may be about to commit such a part, so the lock comes before the look.
-///
-/// Not for a table whose rows go where those of others are: a unit that writes there is whole or not there at all, and
-/// its record must stand in the way of a second one.
 fn start_anew(copied: &Copied, migration: &MigrationName) -> String {
-    if copied.destination.shared {
-        return String::new();
-    }
     let of_table = of_table(copied, migration);
     format!(
         "{}DELETE FROM changeover.unit WHERE {of_table}; DELETE FROM changeover.split WHERE {of_table};",
@@ -248,9 +246,12 @@ impl Settle<'_> {
     }
 
     fn out(&self, columns: &str, which: &str) -> String {
-        let (name, format) = (self.copied.table.name.quoted(), format_of(self.copied));
+        let format = format_of(self.copied);
         let filter = filter_of(self.copied).map(|filter| format!(" AND {filter}")).unwrap_or_default();
-        format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {which}{filter}) TO STDOUT ({format})")
+        // Each leaf of a gathered table by its own name: one that came since is in no part, and in no stream.
+        let of = |name: &TableName| format!("SELECT {columns} FROM ONLY {} WHERE {which}{filter}", name.quoted());
+        let all: Vec<String> = self.copied.stored_in().map(of).collect();
+        format!("COPY ({}) TO STDOUT ({format})", all.join(" UNION ALL "))
     }
 
     fn key(&self) -> String {
@@ -304,6 +305,10 @@ pub(super) mod tests {
             oid: 1,
             kind: TableKind::Ordinary,
             partition: None,
+            partition_key: None,
+            leaf_count: 0,
+            leaves: Vec::new(),
+            inner: Vec::new(),
             inherits: Vec::new(),
             owner: "me".to_owned(),
             columns,
@@ -321,9 +326,7 @@ pub(super) mod tests {
         let destination = Destination {
             name: TableName::new("s", "t"),
             partitioned: false,
-            shared: false,
             truncate: true,
-            may_be_split: true,
             binary: true,
             padded: BTreeSet::new(),
         };

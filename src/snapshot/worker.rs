@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::holder::Holder;
-use super::plan::{Task, Unit};
+use super::plan::{Copied, Task, Unit};
 use super::progress::{CopyState, Counts};
 use super::snapshots::Snapshots;
 use super::split::{Begun, TableCopy};
@@ -64,15 +64,16 @@ impl Attempt {
     /// The snapshot to read the next unit under.
     pub(super) async fn newest(&self) -> Result<Arc<Holder>, Error> {
         let is_left = |name: &&TableName| self.progress.table(name).state() != CopyState::Copied;
-        self.snapshots.current(|| self.tables.keys().filter(is_left).cloned().collect()).await
+        let left = || self.tables.iter().filter(|(name, _)| is_left(name)).flat_map(|(_, of)| of.copied.stored_in());
+        self.snapshots.current(|| left().cloned().collect()).await
     }
 
     /// Refuses to go on with a table that was truncated or rewritten while nobody held its lock.
-    pub(super) fn same_file(&self, holder: &Holder, table: &TableName, begun: &Begun) -> Result<(), Error> {
-        if holder.filenode(table) == Some(begun.filenode) {
+    pub(super) fn same_file(&self, holder: &Holder, copied: &Copied, begun: &Begun) -> Result<(), Error> {
+        if copied.files_under(holder) == Some(begun.filenode) {
             Ok(())
         } else {
-            Err(Error::Rewritten { table: table.clone() })
+            Err(Error::Rewritten { table: copied.table.name.clone() })
         }
     }
 }
@@ -250,7 +251,7 @@ impl<'a> Worker<'a> {
         if let Some(pinned) = begun.pinned() {
             return Ok((pinned, None));
         }
-        self.attempt.same_file(&newest, &of.copied.table.name, begun)?;
+        self.attempt.same_file(&newest, &of.copied, begun)?;
         let base = begun.base_under(&newest.snapshot).cloned();
         Ok((newest, base))
     }
@@ -258,7 +259,7 @@ impl<'a> Worker<'a> {
     /// Empties a split table, before any of its parts is copied.
     async fn begin_split(&mut self, of: &TableCopy, holder: &Arc<Holder>) -> Result<Begun, Error> {
         let name = &of.copied.table.name;
-        let filenode = holder.filenode(name).ok_or_else(|| Error::Rewritten { table: name.clone() })?;
+        let filenode = of.copied.files_under(holder).ok_or_else(|| Error::Rewritten { table: name.clone() })?;
         let pinned = (!of.can_be_settled()).then(|| Arc::clone(holder));
         let begun = Begun::new(holder.snapshot.clone(), filenode, pinned);
         let sql = sql::begin_split(&of.copied, &self.attempt.options.migration, &begun);
@@ -389,7 +390,7 @@ fn next_ahead(attempt: &Attempt, of: &TableCopy, holder: &Arc<Holder>) -> Option
             None => !unit.of.is_split() && !of.is_split(),
             Some(begun) => {
                 let same_holder = begun.pinned().is_none_or(|pinned| Arc::ptr_eq(&pinned, holder));
-                same_table && same_holder && attempt.same_file(holder, &unit.of.copied.table.name, begun).is_ok()
+                same_table && same_holder && attempt.same_file(holder, &unit.of.copied, begun).is_ok()
             }
         }
     };

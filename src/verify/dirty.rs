@@ -205,16 +205,21 @@ impl DirtyKeys {
     }
 
     /// Finds the table and its key's columns, once for each shape of a relation.
-    fn place<'a>(&self, places: &'a mut HashMap<u32, Places>, relation: &Relation) -> Option<&'a Places> {
+    fn place<'a>(
+        &self,
+        places: &'a mut HashMap<u32, Places>,
+        name: &TableName,
+        relation: &Relation,
+    ) -> Option<&'a Places> {
         let holds = |places: &Places| {
             let table = &self.tables[places.table];
             let stands = |(key, place): (&super::table::KeyColumn, &usize)| {
                 relation.columns.get(*place).is_some_and(|column| column.name == key.name)
             };
-            table.source == relation.name && table.key.iter().zip(&places.columns).all(stands)
+            table.source == *name && table.key.iter().zip(&places.columns).all(stands)
         };
         if !places.get(&relation.oid).is_some_and(holds) {
-            let table = *self.by_name.get(&relation.name)?;
+            let table = *self.by_name.get(name)?;
             let find = |name: &str| relation.columns.iter().position(|column| column.name == name);
             // A key column that the stream does not carry: no key can be read, so none is recorded (see `key_of`).
             let columns: Option<Vec<usize>> = self.tables[table].key.iter().map(|key| find(&key.name)).collect();
@@ -225,10 +230,10 @@ impl DirtyKeys {
 }
 
 impl Touched for DirtyKeys {
-    fn row(&self, relation: &Relation, tuple: &Tuple) {
+    fn row(&self, table: &TableName, relation: &Relation, tuple: &Tuple) {
         let mut guard = self.lock();
         let ledger = &mut *guard;
-        let Some(places) = self.place(&mut ledger.places, relation) else { return };
+        let Some(places) = self.place(&mut ledger.places, table, relation) else { return };
         let table = places.table;
         let dirty = match &mut ledger.states[table] {
             State::Unknown => return,
@@ -249,8 +254,8 @@ impl Touched for DirtyKeys {
         }
     }
 
-    fn table(&self, relation: &Relation) {
-        let Some(table) = self.by_name.get(&relation.name) else { return };
+    fn table(&self, table: &TableName) {
+        let Some(table) = self.by_name.get(table) else { return };
         self.lock().mark_whole(*table);
     }
 }
@@ -394,7 +399,7 @@ mod tests {
         for value in values {
             tuple.push(*value);
         }
-        dirty.row(relation, &tuple.finish());
+        dirty.row(&relation.name, relation, &tuple.finish());
     }
 
     fn verdict(equal: bool) -> TableVerdict {
@@ -459,7 +464,7 @@ mod tests {
             assert_eq!(*taken(&dirty), Dirty::Whole, "{value:?}");
         }
         let dirty = clean(&[("a", "integer")], 1 << 20);
-        dirty.table(&shape);
+        dirty.table(&shape.name);
         touch(&dirty, &shape, &[Datum::Text(b"1"), Datum::Null]);
         assert_eq!(*taken(&dirty), Dirty::Whole, "TRUNCATE");
         let dirty = clean(&[("a", "integer")], 1 << 20);

@@ -25,7 +25,9 @@ const SHAPES: &str = "\
            coalesce(pg_relation_filenode(c.oid)::text, \
                     (SELECT string_agg(coalesce(pg_relation_filenode(p.relid), 0)::text, ',' ORDER BY p.relid) \
                      FROM pg_partition_tree(c.oid) AS p), ''), \
-           coalesce(pg_relation_size(c.oid) / current_setting('block_size')::bigint, 0) \
+           coalesce(pg_relation_size(c.oid) + \
+                    (SELECT coalesce(sum(pg_relation_size(p.relid)), 0) FROM pg_partition_tree(c.oid) AS p \
+                     WHERE p.relid <> c.oid), 0)::bigint / current_setting('block_size')::bigint \
     FROM unnest($1::text[]) WITH ORDINALITY AS n(name, number) \
     LEFT JOIN pg_class AS c ON c.oid = to_regclass(n.name) \
     ORDER BY n.number";

@@ -13,6 +13,8 @@ pub struct Table {
     /// What tells rows apart: the columns of the primary key or of the replica identity's index. Empty when there is
     /// none, and then rows are compared as a multiset.
     pub key: Vec<KeyColumn>,
+    /// The source's partitions whose rows these are, where they are compared as one table; else empty.
+    pub leaves: Vec<TableName>,
     /// Which of the source's rows are meant; all of the target's are.
     pub rows: Option<String>,
 }
@@ -57,6 +59,7 @@ pub(super) mod tests {
                 .iter()
                 .map(|&(name, type_sql)| KeyColumn { name: name.to_owned(), type_sql: type_sql.to_owned() })
                 .collect(),
+            leaves: Vec::new(),
             rows: None,
         }
     }

@@ -162,18 +162,59 @@ async fn a_prepared_schema_is_compared_column_by_column() {
     assert_eq!(report.failed(), 0, "{report}");
 }
 
+/// The findings of one check, as `VERDICT message → remedy`.
+async fn said(pair: &Pair, check: &str) -> Vec<String> {
+    let report = check_pair(pair, "[snapshot]\nmode = \"data\"\n").await;
+    let findings = report.findings.iter().filter(|finding| finding.check == check);
+    let line = |finding: &Finding| {
+        format!("{:?} {} → {}", finding.verdict, finding.message, finding.remedy.as_deref().unwrap_or_default())
+    };
+    findings.map(line).collect()
+}
+
 #[tokio::test]
-async fn partitions_must_be_the_sources_where_changes_follow() {
+async fn a_table_may_be_partitioned_otherwise_where_its_rows_can_be_found() {
     let pair = source_and_target().await;
     let (source, target) = (pair.source.connect().await, pair.target.connect().await);
     let root = "CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY RANGE (k)";
-    source.exec(&format!("{root}; CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (9)")).await;
-    target.exec(&format!("{root}; CREATE TABLE other PARTITION OF p FOR VALUES FROM (0) TO (9)")).await;
-    let mode = "[snapshot]\nmode = \"data\"\n";
-    assert_fails(&check_pair(&pair, mode).await, "target.partitions", "public.p_1");
-    target.exec("ALTER TABLE other RENAME TO p_1").await;
-    let report = check_pair(&pair, mode).await;
-    assert_eq!(report.failed(), 0, "{report}");
+    source
+        .exec(&format!(
+            "{root}; CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (9);
+             CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (9) TO (19);
+             CREATE TABLE h (id int PRIMARY KEY) PARTITION BY HASH (id);
+             CREATE TABLE h_1 PARTITION OF h FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+        ))
+        .await;
+    let same = "CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (9);
+                CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (9) TO (19)";
+    let hash = "CREATE TABLE h (id int PRIMARY KEY)";
+    target.exec(&format!("{root}; {same}; {hash}")).await;
+    let found = said(&pair, "target.partitions").await;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("Pass partitioned otherwise on the target, and one table each for us: public.h (1)"));
+    assert!(
+        found[1].starts_with("Warn the target cannot tell the rows of these partitions") && found[1].contains("h_1")
+    );
+    // The same name and other bounds; and then another parent.
+    target
+        .exec("ALTER TABLE p DETACH PARTITION p_2; ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES FROM (9) TO (99)")
+        .await;
+    assert!(said(&pair, "target.partitions").await[0].contains("public.h (1), public.p (2)"));
+    target
+        .exec("DROP TABLE p; CREATE TABLE p (id int, k int, at date, PRIMARY KEY (id, at)) PARTITION BY HASH (at)")
+        .await;
+    let found = said(&pair, "target.partitions").await;
+    let missing = "Fail public.p has no unique key over (\"id\", \"k\") on the target";
+    assert!(found[1].starts_with(missing) && found[1].contains("p_2\" REPLICA IDENTITY FULL;"), "{found:?}");
+    source.exec("ALTER TABLE p_1 REPLICA IDENTITY FULL; ALTER TABLE p_2 REPLICA IDENTITY FULL").await;
+    assert!(!said(&pair, "target.partitions").await.iter().any(|line| line.starts_with("Fail")));
+    // Its rows could not be compared with all of the source's.
+    source.exec("ALTER TABLE p_2 SET UNLOGGED").await;
+    let found = said(&pair, "target.partitions").await;
+    assert!(
+        found[0].starts_with("Fail public.p is partitioned otherwise on the target, and only 1 of its 2"),
+        "{found:?}"
+    );
 }
 
 #[tokio::test]

@@ -328,7 +328,12 @@ async fn rows_fit_into_a_target_of_another_shape() {
              CREATE TABLE child (small bigint, parent int REFERENCES parent)",
         )
         .await;
-    let catalog = catalog_of(&options).await;
+    let ends = [&options.source, &options.target].map(|end| wire::connect(end, "test"));
+    let [source, there] = ends;
+    let (source, there) = (source.await.unwrap(), there.await.unwrap());
+    let named = catalog_of(&options).await;
+    let found = schema::gather(&source, &there, &named, &RowFilters::default(), &schema::Settled::default()).await;
+    let catalog = found.unwrap().catalog;
     copy(&options, &catalog, &Arc::default()).await.unwrap();
     let source = pair.source.connect().await;
     let sorted = "SELECT id, at FROM p ORDER BY id";

@@ -70,6 +70,7 @@ pub(crate) fn table(name: &str, columns: &[&str], key: &[(&str, &str)]) -> Table
         target: TableName::new("public", name),
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
         key: key.iter().map(|&(name, sql)| KeyColumn { name: name.to_owned(), type_sql: sql.to_owned() }).collect(),
+        leaves: Vec::new(),
         rows: None,
     }
 }
@@ -114,7 +115,7 @@ pub(crate) fn touch(dirty: &DirtyKeys, relation: &Relation, values: &[&str]) {
     for value in values {
         tuple.push(Datum::Text(value.as_bytes()));
     }
-    dirty.row(relation, &tuple.finish());
+    dirty.row(&relation.name, relation, &tuple.finish());
 }
 
 /// One column of every kind that a careless text form would get wrong.

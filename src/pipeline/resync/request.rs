@@ -7,9 +7,10 @@ use tracing::info;
 use super::empty::{acts_as_replica, places};
 use crate::model::{TableFilter, TableName, TablePattern};
 use crate::pipeline::error::Error;
+use crate::pipeline::gathered::gathered_by;
 use crate::pipeline::handle::{Refused, ResyncRequest};
 use crate::pipeline::requests::{Requests, refused};
-use crate::schema::{Catalog, TableKind};
+use crate::schema::Catalog;
 use crate::wire;
 
 impl Requests {
@@ -47,6 +48,15 @@ impl Requests {
                 .map_err(|error| Refused::now(error.to_string(), "write it as schema.table"))?;
             let found = holders(&self.catalog, &pattern);
             if found.is_empty() {
+                if let Some((leaf, root)) = gathered_by(&self.catalog, &pattern) {
+                    return Err(Refused::now(
+                        format!(
+                            "resync {leaf}: the target partitions {root} otherwise, and rows move between its partitions, \
+                             so none of them can be copied again alone"
+                        ),
+                        format!("`changeover resync {root}` copies all of it again"),
+                    ));
+                }
                 return Err(self.why_unknown(text, pattern).await);
             }
             chosen.extend(found);
@@ -117,6 +127,5 @@ fn holders(catalog: &Catalog, pattern: &TablePattern) -> BTreeSet<TableName> {
         }
         false
     };
-    let holds_rows = catalog.tables.iter().filter(|table| table.kind == TableKind::Ordinary);
-    holds_rows.map(|table| &table.name).filter(|name| named(name)).cloned().collect()
+    catalog.row_tables().map(|table| &table.name).filter(|name| named(name)).cloned().collect()
 }

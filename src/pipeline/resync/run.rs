@@ -16,6 +16,7 @@ use crate::model::{Lsn, ReplicaIdentity, Settled, SinkName, TableName};
 use crate::pipeline::board::Board;
 use crate::pipeline::commands::Commands;
 use crate::pipeline::error::Error;
+use crate::pipeline::gathered::with_new_leaves;
 use crate::pipeline::membership::restricted;
 use crate::pipeline::migrate::{schema_options, snapshot_options};
 use crate::pipeline::sinks::{Feed, TargetSink};
@@ -80,14 +81,16 @@ impl Resync {
                 self.setting_apart.release();
                 let waiting = self.waiting(&members);
                 self.setting_apart.desk.begin(waiting.iter().cloned().collect());
-                if waiting.is_empty() {
-                    return Ok(Found::Nothing);
-                }
             }
             members
         };
         let Some(step) = members.iter().filter_map(|member| member.step).min() else {
-            return self.join(&self.waiting(&members)).await;
+            let waiting = self.waiting(&members);
+            if !waiting.is_empty() {
+                return self.join(&waiting, true).await;
+            }
+            let grown = self.grown().await?;
+            return if grown.is_empty() { Ok(Found::Nothing) } else { self.join(&grown, false).await };
         };
         let (mut tables, mut added) = (Vec::new(), BTreeSet::new());
         for member in members.iter().filter(|member| member.step == Some(step)) {
@@ -113,8 +116,17 @@ impl Resync {
         self.joining.iter().filter(|name| !known.contains(name)).cloned().collect()
     }
 
-    /// They are set apart as soon as the migration streams.
-    async fn join(&self, tables: &[TableName]) -> Result<Found, Error> {
+    /// Gathered tables with a partition that is not in the stream yet.
+    async fn grown(&self) -> Result<Vec<TableName>, Error> {
+        if self.board.phase() == Phase::CutOver || !self.catalog.tables.iter().any(schema::Table::is_gathered) {
+            return Ok(Vec::new());
+        }
+        let source = wire::connect(self.source(), "resync").await.map_err(Error::Source)?;
+        with_new_leaves(&self.setting_apart.config, &source, &self.catalog).await
+    }
+
+    /// They are set apart as soon as the migration streams; `added` when they join with it.
+    async fn join(&self, tables: &[TableName], added: bool) -> Result<Found, Error> {
         loop {
             match self.board.phase() {
                 Phase::Streaming => {}
@@ -133,8 +145,8 @@ impl Resync {
             let _turn = self.unless_stopped(async { Ok(self.turn.lock().await) }).await?;
             if self.board.phase() == Phase::Streaming {
                 let _gate = self.setting_apart.desk.gate.lock().await;
-                let position = self.unless_stopped(self.setting_apart.perform(tables, true)).await?;
-                info!(%position, tables = tables.len(), "tables join");
+                let position = self.unless_stopped(self.setting_apart.perform(tables, added)).await?;
+                info!(%position, tables = tables.len(), added, "tables join, or are copied again with new partitions");
                 return Ok(Found::Done);
             }
         }
@@ -144,11 +156,12 @@ impl Resync {
     async fn may_be_published(&self, tables: &[TableName]) -> Result<(), Error> {
         let source = wire::connect(self.source(), "resync").await.map_err(Error::Source)?;
         let now = schema::read_catalog(&source, &self.setting_apart.config.tables).await?;
+        let leaves = self.catalog.gathered_leaves();
         let without: Vec<&TableName> = now
             .row_tables()
             .filter(|table| table.identity_columns.is_empty() || table.replica_identity == ReplicaIdentity::Nothing)
             .map(|table| &table.name)
-            .filter(|name| tables.contains(name))
+            .filter(|name| tables.contains(leaves.member(name)))
             .collect();
         if without.is_empty() {
             return Ok(());
@@ -167,6 +180,10 @@ impl Resync {
         added: &BTreeSet<TableName>,
     ) -> Result<(), Error> {
         self.enter(ResyncStage::Preparing);
+        // Before it is empty: what a new partition of it holds is copied with the rest.
+        let grown = self.grown().await?;
+        let published = added.iter().chain(tables.iter().filter(|table| grown.contains(table)));
+        self.publish(&published.cloned().collect()).await?;
         let again: Vec<TableName> = tables.iter().filter(|table| !added.contains(*table)).cloned().collect();
         if !again.is_empty() {
             acts_as_replica(target).await?;
@@ -178,7 +195,6 @@ impl Resync {
         if added.is_empty() {
             return Ok(());
         }
-        self.publish(added).await?;
         let names: Vec<TableName> = added.iter().cloned().collect();
         let (migration, epoch) = (&self.setting_apart.config.migration, self.setting_apart.epoch);
         if self.copies_schema() {
@@ -193,13 +209,17 @@ impl Resync {
 
     /// From here on their changes are in the stream, but for what open transactions have written already: `copy` waits
     /// for those.
-    async fn publish(&self, added: &BTreeSet<TableName>) -> Result<(), Error> {
+    async fn publish(&self, tables: &BTreeSet<TableName>) -> Result<(), Error> {
+        if tables.is_empty() {
+            return Ok(());
+        }
         let source = wire::connect(self.source(), "resync").await.map_err(Error::Source)?;
         let publication = &self.setting_apart.config.source.publication;
         let published = source::publication_tables(&source, &publication.name).await?.unwrap_or_default();
-        let holds_rows = |name: &TableName| self.catalog.row_tables().any(|table| table.name == *name);
+        let stored =
+            self.catalog.row_tables().filter(|table| tables.contains(&table.name)).flat_map(schema::Table::stored);
         let wanted: Vec<TableName> =
-            added.iter().filter(|name| holds_rows(name) && !published.contains(name)).cloned().collect();
+            stored.map(|table| &table.name).filter(|name| !published.contains(name)).cloned().collect();
         if wanted.is_empty() {
             return Ok(());
         }

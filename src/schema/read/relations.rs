@@ -16,6 +16,9 @@ pub(super) struct Relation {
     pub(super) partitioned: bool,
     /// `FOR VALUES ...` of a partition.
     pub(super) bounds: Option<String>,
+    /// Of a partitioned table.
+    pub(super) partition_key: Option<String>,
+    pub(super) leaf_count: usize,
     pub(super) replica_identity: ReplicaIdentity,
     pub(super) owner: String,
     pub(super) row_security: bool,
@@ -31,7 +34,10 @@ pub(super) struct Size {
 pub(super) async fn read(session: &Session) -> Result<Vec<Relation>, Error> {
     let sql = "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text,
                       pg_catalog.pg_get_expr(c.relpartbound, c.oid), c.relreplident::text,
-                      pg_catalog.pg_get_userbyid(c.relowner)::text, c.relrowsecurity, c.reltuples::float8
+                      pg_catalog.pg_get_userbyid(c.relowner)::text, c.relrowsecurity, c.reltuples::float8,
+                      CASE c.relkind WHEN 'p' THEN pg_catalog.pg_get_partkeydef(c.oid) END,
+                      CASE c.relkind WHEN 'p' THEN (SELECT count(*) FROM pg_catalog.pg_partition_tree(c.oid) WHERE isleaf)
+                                     ELSE 0 END
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't'
                  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'changeover')
@@ -50,6 +56,8 @@ pub(super) async fn read(session: &Session) -> Result<Vec<Relation>, Error> {
                 kind,
                 persistence: row.get(4),
                 bounds: row.get(5),
+                partition_key: row.get(10),
+                leaf_count: usize::try_from(row.get::<_, i64>(11)).unwrap_or_default(),
                 replica_identity: replica_identity(identity)?,
                 owner: row.get(7),
                 row_security: row.get(8),

@@ -85,6 +85,7 @@ impl World {
             epoch: 1,
             start: None,
             filter: TableFilter { include: vec![pattern("*.*")], exclude: Vec::new() },
+            gathered: changeover::model::GatheredLeaves::default(),
             renames: std::collections::BTreeMap::default(),
             handovers: Vec::new(),
             group_bytes: 1 << 20,
