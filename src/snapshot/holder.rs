@@ -18,6 +18,9 @@ use crate::wire::{self, Endpoint, Session, sqlstate};
 const LOCK_TIMEOUT_MS: u32 = 2_000;
 const LOCK_ATTEMPTS: u32 = 30;
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
+/// While an older snapshot's locks are held, whoever waits for those (a TRUNCATE, and everybody behind it) waits for us: so
+/// long, and no longer.
+const NEXT_LOCK_TIMEOUT_MS: u32 = 200;
 /// Tables named in one LOCK.
 const LOCK_COUNT: usize = 500;
 
@@ -41,6 +44,20 @@ impl Holder {
     pub(super) async fn open(source: &Endpoint, tables: &[TableName], stop: &CancellationToken) -> Result<Self, Error> {
         let session = wire::connect(source, "snapshot").await.map_err(Error::Connect)?;
         lock_with_patience(&session, tables, stop).await?;
+        Self::take(session, tables).await
+    }
+
+    /// The same while an older one is held; `None` when somebody waits for a lock that excludes ours.
+    pub(super) async fn open_next(source: &Endpoint, tables: &[TableName]) -> Result<Option<Self>, Error> {
+        let session = wire::connect(source, "snapshot").await.map_err(Error::Connect)?;
+        match lock(&session, tables, NEXT_LOCK_TIMEOUT_MS).await {
+            Ok(()) => Self::take(session, tables).await.map(Some),
+            Err(error) if is_timeout(&error) => Ok(None),
+            Err(error) => Err(Error::query("lock the source's tables")(error)),
+        }
+    }
+
+    async fn take(session: Session, tables: &[TableName]) -> Result<Self, Error> {
         let doing = || Error::query("export a snapshot of the source");
         let sql = "SELECT pg_catalog.pg_export_snapshot(), pg_catalog.pg_current_snapshot()::text";
         let opened = Instant::now();
@@ -100,8 +117,8 @@ async fn filenodes(session: &Session, tables: &[TableName]) -> Result<BTreeMap<T
 async fn lock_with_patience(session: &Session, tables: &[TableName], stop: &CancellationToken) -> Result<(), Error> {
     let mut blocker = String::new();
     for _ in 0..LOCK_ATTEMPTS {
-        match lock(session, tables).await {
-            Err(error) if error.code().is_some_and(|code| code.code() == sqlstate::LOCK_NOT_AVAILABLE) => {
+        match lock(session, tables, LOCK_TIMEOUT_MS).await {
+            Err(error) if is_timeout(&error) => {
                 session.batch_execute("ROLLBACK").await.map_err(Error::query("lock the source's tables"))?;
                 blocker = lock_holders(session, tables).await;
                 warn!(blocker, "waiting for the source's tables");
@@ -116,11 +133,15 @@ async fn lock_with_patience(session: &Session, tables: &[TableName], stop: &Canc
     Err(Error::Locked { blocker })
 }
 
+fn is_timeout(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code() == sqlstate::LOCK_NOT_AVAILABLE)
+}
+
 /// `ONLY`: children are tables of their own, in the list or not wanted.
-async fn lock(session: &Session, tables: &[TableName]) -> Result<(), tokio_postgres::Error> {
+async fn lock(session: &Session, tables: &[TableName], timeout_ms: u32) -> Result<(), tokio_postgres::Error> {
     session
         .batch_execute(&format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = {timeout_ms}"
         ))
         .await?;
     for chunk in tables.chunks(LOCK_COUNT) {

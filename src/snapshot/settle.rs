@@ -27,7 +27,7 @@ impl Worker<'_> {
     pub(super) async fn settle(&mut self, copied: &Copied, begun: &Begun) -> Result<(), Error> {
         let table = &copied.table.name;
         let attempt = self.attempt;
-        let holder = attempt.newest().await?;
+        let holder = self.newest().await?;
         attempt.same_file(&holder, copied, begun)?;
         self.adopt(&holder).await?;
         info!(%table, snapshot = %holder.snapshot, "settling: its parts were read under several snapshots");

@@ -30,7 +30,9 @@ impl Snapshots {
     /// tables that are not complete, which a new one has to lock.
     ///
     /// The new one's locks are there before the old one's go, so that no moment is left in which a table could be
-    /// truncated; the old one goes with the last worker that reads under it.
+    /// truncated; the old one goes with the last worker that reads under it. Unless somebody waits to do just that, who
+    /// would wait for the old one while the new one waits for him: the old one goes first then, and a table that was
+    /// truncated is known by its file.
     pub(super) async fn current(&self, left: impl FnOnce() -> Vec<TableName>) -> Result<Arc<Holder>, Error> {
         let mut current = self.current.lock().await;
         if let Some(holder) = &*current
@@ -38,7 +40,18 @@ impl Snapshots {
         {
             return Ok(Arc::clone(holder));
         }
-        let next = Arc::new(Holder::open(&self.source, &left(), &self.stop).await?);
+        let tables = left();
+        let next = match &*current {
+            Some(_) => Holder::open_next(&self.source, &tables).await?,
+            None => None,
+        };
+        let next = match next {
+            Some(next) => Arc::new(next),
+            None => {
+                drop(current.take());
+                Arc::new(Holder::open(&self.source, &tables, &self.stop).await?)
+            }
+        };
         if let Some(old) = current.replace(Arc::clone(&next)) {
             old.confirm().await?;
         }

@@ -209,7 +209,7 @@ impl<'a> Worker<'a> {
         }
         while let Some(unit) = self.ahead.take() {
             let holder = self.adopted.clone().expect("it was asked for under a snapshot");
-            self.copy_asked(&unit, &holder).await?;
+            self.copy_asked(&unit, holder).await?;
         }
         Ok(())
     }
@@ -218,19 +218,22 @@ impl<'a> Worker<'a> {
         let (holder, base) = self.snapshot_for(&unit.of).await?;
         self.adopt(&holder).await?;
         self.ask(&unit.of.copied.table.name, &sql::copy_out(unit, base.as_ref())).await?;
-        self.copy_asked(unit, &holder).await
+        self.copy_asked(unit, holder).await
     }
 
-    async fn copy_asked(&mut self, unit: &Unit, holder: &Arc<Holder>) -> Result<(), Error> {
+    async fn copy_asked(&mut self, unit: &Unit, holder: Arc<Holder>) -> Result<(), Error> {
         let name = &unit.of.copied.table.name;
         let counts = self.attempt.progress.table(name);
         counts.enter(CopyState::Copying);
         let begun = self.target.simple_query(&sql::begin(unit, &self.attempt.options.migration)).await;
         begun.map_err(Error::copy(name, "empty the target's table"))?;
-        let moved = self.move_rows(name, &sql::copy_in(&unit.of.copied), &counts, Some((&*unit.of, holder))).await?;
+        let moved = self.move_rows(name, &sql::copy_in(&unit.of.copied), &counts, Some((&*unit.of, &holder))).await?;
         holder.confirm().await?;
-        self.record(unit, holder, moved).await?;
-        if unit.of.part_recorded(&holder.snapshot) {
+        self.record(unit, &holder, moved).await?;
+        let is_last = unit.of.part_recorded(&holder.snapshot);
+        // What follows may need another one, which must not wait for this.
+        drop(holder);
+        if is_last {
             self.complete(&unit.of).await?;
         }
         Ok(())
@@ -241,9 +244,19 @@ impl<'a> Worker<'a> {
         self.source.ask_copy_out(out).await.map_err(Error::copy(name, "read the source"))
     }
 
+    /// The snapshot to read the next unit under. One that has become too old is let go of first: whoever waits for its
+    /// locks would hold up the next one.
+    pub(super) async fn newest(&mut self) -> Result<Arc<Holder>, Error> {
+        let stays = self.adopted.as_ref().is_none_or(|adopted| self.attempt.snapshots.stays(adopted));
+        if !stays {
+            self.let_go().await?;
+        }
+        self.attempt.newest().await
+    }
+
     /// What the next part of a table is read under, and the table's first snapshot where that is another one.
     pub(super) async fn snapshot_for(&mut self, of: &TableCopy) -> Result<(Arc<Holder>, Option<SnapshotSet>), Error> {
-        let newest = self.attempt.newest().await?;
+        let newest = self.newest().await?;
         if !of.is_split() {
             return Ok((newest, None));
         }

@@ -163,3 +163,36 @@ async fn only_completed((pair, options): (Pair, CopyOptions)) {
     assert_eq!(target.scalar("SELECT count(*) FROM t WHERE pad = 'later'").await, "0");
     assert_eq!(target.scalar("SELECT count(*) FROM changeover.unit WHERE complete").await, "1");
 }
+
+/// Whoever truncates a table waits for the snapshot's lock, everybody else behind him, and the next snapshot as well: it
+/// must not be taken while the old one is held.
+#[tokio::test]
+async fn a_truncate_waits_for_one_snapshot_and_not_for_the_next_one() {
+    let (pair, options) = prepared(&format!("{INTERRUPTED}; CREATE TABLE waiting (id int PRIMARY KEY)")).await;
+    let (source, target) = (pair.source.connect().await, pair.target.connect().await);
+    let catalog = catalog_of(&options).await;
+    schema::copy_pre_data(&options, &catalog).await.unwrap();
+    target.exec(&SLOW.replace("0.01", "0.001")).await;
+    // One worker: the empty table comes last, when nobody truncates it any more.
+    let options =
+        snapshot::Options { snapshot_age_max: Some(Duration::from_millis(200)), workers: 1, ..copying(&options) };
+    let running = snapshot::run(options, &catalog, Arc::default(), CancellationToken::new());
+    tokio::pin!(running);
+    let mut waited = Vec::new();
+    loop {
+        let truncating = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let began = Instant::now();
+            source.exec("TRUNCATE waiting").await;
+            began.elapsed()
+        };
+        tokio::select! {
+            outcome = &mut running => break drop(outcome.unwrap()),
+            took = truncating, if waited.len() < 3 => waited.push(took),
+        }
+    }
+    assert_eq!(waited.len(), 3, "{waited:?}");
+    let longest = waited.iter().max().unwrap();
+    assert!(*longest < Duration::from_secs(2), "it waited for {longest:?}, as everybody behind it");
+    assert_eq!(source.rows("t").await, target.rows("t").await);
+}
