@@ -49,6 +49,8 @@ mod migrate;
 mod spool;
 #[path = "live/backlog.rs"]
 mod backlog;
+#[path = "live/ahead.rs"]
+mod ahead;
 #[path = "live/huge.rs"]
 mod huge;
 #[path = "live/outage.rs"]

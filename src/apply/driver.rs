@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::link::Parcel;
-use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, SinkName, Transaction};
+use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, SinkName, Transaction, Xid};
 use crate::telemetry::Point;
 use crate::wire::{self, ServerError, Session};
 
@@ -18,6 +18,7 @@ use super::catalog::Shapes;
 use super::error::Error;
 use super::fold::Layer;
 use super::group::{Counts, Extent, Group};
+use super::joining::{self, Joining};
 use super::lanes::{Division, Lane, is_divided_anew};
 use super::machine::{Input, Recent, State};
 use super::members::read_members;
@@ -59,16 +60,21 @@ pub async fn run(options: Options, ports: Ports) -> Result<(), Error> {
     }
 }
 
-async fn open(options: Options, ports: Ports) -> Result<Driver, Error> {
+async fn open(options: Options, mut ports: Ports) -> Result<Driver, Error> {
     let catalog = wire::connect(&options.endpoint, "apply catalog").await.map_err(Error::Connect)?;
     let held = position::adopt(&catalog, &options.migration, options.lane, options.epoch, options.start).await?;
     // Read after the generation: a newer division than that only makes the first group fail.
     let division = Division::new(options.lane, &read_members(&catalog, &options.migration).await?);
     let target = Target::open(&options, held.generation).await?;
     let start = held.position.max(options.start);
+    let joining = ports
+        .ahead
+        .take()
+        .and_then(|port| Joining::begin(&options, port, &target, (held.generation, &division), start));
     report::start(start, &ports.settled);
     info!(lane = ?options.lane, position = start.map(tracing::field::display), "applying");
-    Ok(Driver::new(options, ports, catalog, target, division, start))
+    let driver = Driver::new(options, ports, catalog, target, division, start);
+    Ok(Driver { joining, ..driver })
 }
 
 pub(super) struct Driver {
@@ -82,7 +88,7 @@ pub(super) struct Driver {
     group_delay: Duration,
     pub(super) held_bytes: usize,
     dead_letters: bool,
-    /// Where we stood when we came: what ends here or before is not applied again.
+    /// Where we stood when we came, or what was applied ahead since: what ends here or before is not applied again.
     start: Option<Lsn>,
 
     pub(super) state: State,
@@ -109,6 +115,9 @@ pub(super) struct Driver {
     /// Until when the group may wait for company.
     pub(super) gather_until: Option<Instant>,
 
+    /// What is applied ahead of its commit, where that is possible.
+    pub(super) joining: Option<Joining>,
+
     pub(super) input_ended: bool,
     commands_ended: bool,
     pub(super) stopping: bool,
@@ -120,6 +129,7 @@ enum Event {
     Asked(Option<Parcel<ApplyCommand>>),
     Arrived(Option<Parcel<Arc<Batch>>>),
     Due,
+    Ahead(joining::Event),
 }
 
 const fn sink_of(lane: Lane) -> SinkName {
@@ -172,6 +182,7 @@ impl Driver {
             committed: Instant::now(),
             flushed: Instant::now(),
             gather_until: None,
+            joining: None,
             input_ended: false,
             commands_ended: false,
             stopping: false,
@@ -184,6 +195,7 @@ impl Driver {
             self.stage()?;
             self.launch().await?;
             self.rest();
+            self.tell_ahead();
             if self.is_done() {
                 return Ok(());
             }
@@ -195,6 +207,7 @@ impl Driver {
     /// Waits and changes nothing but what it was told: each branch is cancel-safe.
     async fn next_event(&mut self) -> Event {
         let (takes_input, due) = (self.takes_input(), self.due());
+        let obeys = !self.commands_ended && !self.is_joining();
         let Ports { input, commands, stop, .. } = &mut self.ports;
         let target = &mut self.target;
         let flight = self.flight.as_mut();
@@ -209,7 +222,8 @@ impl Driver {
             biased; // to stop, then to make room, then to obey, and only then to take more in
             () = stop.cancelled(), if !self.stopping => Event::Stop,
             outcome = answered, if is_flying => Event::Answered(outcome),
-            command = commands.recv(), if !self.commands_ended => Event::Asked(command),
+            ahead = Joining::next(&mut self.joining) => Event::Ahead(ahead),
+            command = commands.recv(), if obeys => Event::Asked(command),
             parcel = input.recv(), if takes_input => Event::Arrived(parcel),
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Event::Due,
         }
@@ -228,6 +242,7 @@ impl Driver {
             Event::Arrived(Some(parcel)) => self.take_in(parcel).await?,
             Event::Arrived(None) => self.input_ended = true,
             Event::Due => {}
+            Event::Ahead(event) => self.on_joining(event)?,
         }
         Ok(())
     }
@@ -302,16 +317,31 @@ impl Driver {
 
     /// Tells the machine when nothing is left to do.
     fn rest(&mut self) {
-        let nothing_left = self.flight.is_none() && self.staged.is_none() && self.group.is_empty();
-        if nothing_left && self.open.is_none() && self.state.hurries() {
+        if self.is_quiet() && self.group.is_empty() && self.state.hurries() {
             let applied = self.applied;
             self.turn(Input::Quiet { applied });
         }
     }
 
+    /// Nothing was taken from the queue that the target does not hold, but for a position.
+    pub(super) fn is_quiet(&self) -> bool {
+        let nothing_under_way = self.flight.is_none() && self.staged.is_none() && self.open.is_none();
+        nothing_under_way && self.group.members.is_empty()
+    }
+
+    /// The target holds this one, which came another way, and everything before it.
+    pub(super) fn applied_ahead(&mut self, xid: Xid, end: Lsn) {
+        debug_assert!(self.is_quiet(), "it is committed alone");
+        // What was to be written is a position before it.
+        self.group = Group::default();
+        self.recent.add(xid);
+        self.applied = Some(end);
+        self.start = self.start.max(Some(end));
+    }
+
     fn is_done(&self) -> bool {
         let drained = self.group.is_empty() && self.staged.is_none() && (self.queue.is_empty() || !self.state.flows());
-        self.flight.is_none() && (self.stopping || (self.input_ended && drained))
+        self.flight.is_none() && !self.is_joining() && (self.stopping || (self.input_ended && drained))
     }
 
     async fn answered(&mut self, outcome: Outcome<Step>) -> Result<(), Error> {
@@ -351,7 +381,7 @@ impl Driver {
     }
 
     /// The target has executed the group, and committed it unless it is a piece with more to come.
-    fn done(&mut self, mut group: Group, flushed: bool) {
+    pub(super) fn done(&mut self, mut group: Group, flushed: bool) {
         group.count_earlier(self.open.take().unwrap_or_default());
         if matches!(group.extent, Extent::Piece { last: false, .. }) {
             self.open = Some(group.counts);
@@ -361,6 +391,9 @@ impl Driver {
             let transaction = member.transaction();
             self.recent.add(transaction.xid);
             self.applied = Some(transaction.end);
+        }
+        if let Some(joining) = &mut self.joining {
+            joining.pass(group.through);
         }
         self.committed = Instant::now();
         report::tally(&group, &self.ports.tally);

@@ -46,13 +46,16 @@ mod sending;
 mod driver;
 mod standing;
 
+mod ahead;
+mod joining;
+
 pub use driver::run;
 pub use error::Error;
 pub use lanes::{Lane, Standstill};
 pub use members::{
     Member, MemberStep, enter_step, entering, finish_members, forget_members, read_members, record_members,
 };
-pub use options::{Options, Ports};
+pub use options::{AheadPort, Options, Ports};
 pub use origin::drop_origin;
 pub use position::{adopt_position, read_lane_position, read_position};
 pub use strangers::{Stranger, Watched, fold_notes, read_strangers, unwatch, watch};

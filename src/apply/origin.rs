@@ -7,7 +7,8 @@ use crate::wire::Session;
 use super::error::Error;
 use super::lanes::Lane;
 
-/// One session has an origin for itself, so each lane has its own. A dot is in no migration's name.
+/// One session has an origin for itself, so each lane has its own, and so has what is applied ahead. A dot is in no
+/// migration's name.
 pub(super) fn origin_of(migration: &MigrationName, lane: Lane) -> String {
     match lane {
         Lane::Main => migration.object_name(),
@@ -15,10 +16,15 @@ pub(super) fn origin_of(migration: &MigrationName, lane: Lane) -> String {
     }
 }
 
+pub(super) fn origin_ahead(migration: &MigrationName) -> String {
+    format!("{}.ahead", migration.object_name())
+}
+
 /// Removes the migration's origins, as far as they are there. Nobody may be using them.
 pub async fn drop_origin(session: &Session, migration: &MigrationName) -> Result<(), Error> {
     let sql = "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = ANY ($1)";
-    let names = [Lane::Main, Lane::Apart].map(|lane| origin_of(migration, lane));
+    let [main, apart] = [Lane::Main, Lane::Apart].map(|lane| origin_of(migration, lane));
+    let names = [main, apart, origin_ahead(migration)];
     let dropped = session.execute(sql, &[&names.as_slice()]).await;
     dropped.map_err(|source| Error::Query { what: "drop the replication origin", source })?;
     Ok(())

@@ -51,7 +51,7 @@ impl Driver {
 
     /// Sends the group when it is time.
     pub(super) async fn launch(&mut self) -> Result<(), Error> {
-        if self.flight.is_some() || self.stopping {
+        if self.flight.is_some() || self.stopping || self.is_joining() {
             return Ok(());
         }
         let staged = match self.staged.take() {

@@ -34,6 +34,8 @@ pub(super) struct Target {
     connection: RawConnection,
     /// `session_replication_role = replica` is ours: nothing fires.
     pub(super) replica: bool,
+    /// What we write carries an origin.
+    pub(super) origin: bool,
     statements: HashMap<Statement, u64>,
     /// Never used twice, so that it does not matter which of a failed pipeline's statements were prepared.
     next_name: u64,
@@ -80,6 +82,11 @@ pub(super) enum Outcome<L> {
 impl Target {
     /// `generation`: of the division of the tables that the caller knows.
     pub(super) async fn open(options: &Options, generation: i64) -> Result<Self, Error> {
+        Self::open_as(options, generation, &origin_of(&options.migration, options.lane)).await
+    }
+
+    /// The same under an origin of that name.
+    pub(super) async fn open_as(options: &Options, generation: i64, origin: &str) -> Result<Self, Error> {
         let connect = wire::connect_raw(&options.endpoint, Mode::Sql, "apply").await;
         let mut connection = connect.map_err(Error::Connect)?;
         connection.simple_query(SETTINGS).await.map_err(Error::Connect)?;
@@ -88,11 +95,12 @@ impl Target {
         if !replica {
             warn!("session_replication_role may not be set: constraints are checked, deferred where they can be");
         }
-        let origin = set_up_origin(&mut connection, &origin_of(&options.migration, options.lane)).await?;
+        let origin = set_up_origin(&mut connection, origin).await?;
         info!(replica, origin, compresses, "target session opened");
         Ok(Self {
             connection,
             replica,
+            origin,
             statements: HashMap::new(),
             next_name: 0,
             columns: Columns::default(),
@@ -192,6 +200,17 @@ impl Target {
     pub(super) async fn perform<L: Copy>(&mut self, script: Script<L>) -> Result<Outcome<L>, Error> {
         let mut sent = self.send(script).await;
         self.outcome(&mut sent).await
+    }
+
+    /// Nothing is under way.
+    pub(super) async fn close(self) {
+        if let Err(error) = self.connection.close().await {
+            tracing::debug!(%error, "target session closed");
+        }
+    }
+
+    pub(super) fn backend_pid(&self) -> i32 {
+        self.connection.backend_pid()
     }
 
     pub(super) fn migration(&self) -> &str {

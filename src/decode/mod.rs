@@ -18,6 +18,7 @@ mod wire;
 mod shapes;
 mod assembly;
 mod streams;
+mod ahead;
 mod memory_stash;
 mod error;
 #[cfg(test)]

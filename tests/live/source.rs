@@ -1,5 +1,7 @@
 //! The replication session against real servers: what it refuses, what it survives, and that nothing holds up its reports.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use changeover::demo::{PgCluster, PostgresPrograms, StopMode};
@@ -24,6 +26,8 @@ struct Stream {
     confirmed: watch::Sender<Option<Lsn>>,
     resume: watch::Sender<Option<Lsn>>,
     state: watch::Receiver<SessionState>,
+    ahead: watch::Sender<bool>,
+    plain: Arc<AtomicBool>,
     stop: CancellationToken,
 }
 
@@ -33,17 +37,21 @@ impl Stream {
         let (confirmed, confirmed_seen) = watch::channel(None);
         let (resume, resume_seen) = watch::channel(None);
         let (state_told, state) = watch::channel(SessionState::Connecting);
+        let (ahead, ahead_seen) = watch::channel(false);
+        let plain = Arc::new(AtomicBool::new(false));
         let stop = CancellationToken::new();
         let ports = Ports {
             events: sender,
             confirmed: confirmed_seen,
             resume: resume_seen,
             state: state_told,
+            ahead: ahead_seen,
+            plain: Arc::clone(&plain),
             stop: stop.clone(),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(source::run(options, ports));
-        Self { tasks, events, confirmed, resume, state, stop }
+        Self { tasks, events, confirmed, resume, state, ahead, plain, stop }
     }
 
     async fn next(&mut self) -> SourceEvent {
