@@ -246,7 +246,7 @@ impl Runner {
 
     async fn begin(&self, part: &AheadPart, ticket: &AheadTicket) -> Result<Open, AheadGivenUp> {
         let Options { endpoint, filter, renames, .. } = &self.options;
-        if Some(part.after) < self.floor {
+        if Some(part.ends_behind()) < self.floor {
             return Err(AheadGivenUp::because("the target may hold it already"));
         }
         let failed = |error: Error| AheadGivenUp::because(chain(&error));

@@ -206,10 +206,12 @@ impl Claimed {
         let first_ordinal = self.handed_on;
         self.handed_on += changes.len() as u64;
         self.size_bytes = 0;
+        // Its commit stands behind all of them.
+        let known = changes.iter().filter_map(|change| change.lsn).max().max(Some(self.after)).unwrap_or(self.after);
         let transaction = Transaction {
             xid: self.top,
-            commit: self.after,
-            end: self.after.next(),
+            commit: known,
+            end: known.next(),
             committed_at_us: 0,
             origin: None,
             part,

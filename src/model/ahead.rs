@@ -25,7 +25,7 @@ pub trait Ahead: Send {
 /// A part of a transaction in progress.
 #[derive(Debug)]
 pub struct AheadPart {
-    /// Holds this one part. Its commit is not known yet: position and end are those of `after`, the time is none.
+    /// Holds this one part. Its commit is not known yet: what stands for it is a position that it is behind, and no time.
     pub batch: Batch,
     /// Everything that committed up to here may be read or written by it, and has been emitted before it.
     pub after: Lsn,
@@ -64,6 +64,11 @@ pub struct AheadGivenUp {
 impl AheadPart {
     pub fn begins(&self) -> bool {
         self.batch.transactions.iter().any(|part| part.part.begins())
+    }
+
+    /// The commit stands behind here.
+    pub fn ends_behind(&self) -> Lsn {
+        self.batch.transactions[0].commit
     }
 
     pub fn xid(&self) -> Xid {

@@ -201,8 +201,10 @@ async fn parts_that_were_released_are_applied_ahead() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_was_rolled_back_leaves_nothing_and_the_next_is_applied_ahead() {
-    let mut world = World::of((17, 16)).await;
-    world.source.exec("BEGIN; UPDATE t SET n = n + 1; TRUNCATE bare; ROLLBACK").await;
+    let mut world = World::of((16, 16)).await;
+    // The server knows the table by then: it only finds out that a transaction was rolled back when it has to look.
+    world.small.exec("UPDATE t SET n = 0 WHERE id = 1").await;
+    world.source.exec("BEGIN; UPDATE t SET n = n + 1; ROLLBACK").await;
     world.small.exec("UPDATE other SET n = 3 WHERE id = 3").await;
     world.source.exec("BEGIN; UPDATE t SET n = n + 5; UPDATE t SET n = n * 2 WHERE id % 3 = 0; COMMIT").await;
     world.fill().await;
@@ -238,7 +240,7 @@ async fn what_the_target_cannot_take_ahead_comes_at_its_commit() {
     world.drain().await;
     world.assert_equal().await;
     world.assert_ways(1, 0, 1);
-    assert_eq!(world.count("rows of public.bare have no key"), 1, "{}", world.daemon.log());
+    assert!(world.count("rows of public.bare have no key") > 0, "{}", world.daemon.log());
     // Once that backlog is done, the next may.
     world.daemon.terminate();
     world.source.exec("BEGIN; UPDATE t SET n = n + 1; UPDATE t SET n = n + 1; COMMIT").await;
@@ -254,7 +256,7 @@ async fn a_row_that_is_missing_on_the_target_is_told_as_ever() {
     world.target.exec("DELETE FROM t WHERE id = 77").await;
     world.source.exec("BEGIN; UPDATE t SET n = n + 1; UPDATE t SET n = n + 1; COMMIT").await;
     world.fill().await;
-    world.daemon.expect_error("does not hold exactly one row with its key (\"id\")");
+    world.daemon.expect_error("does not hold exactly one row");
     world.daemon.start_again();
     world.until_logged("does not hold exactly one row").await;
     world.assert_ways(1, 0, 1);
@@ -268,14 +270,47 @@ async fn a_row_that_is_missing_on_the_target_is_told_as_ever() {
 /// A unique key that only green has: the small ones wait for the large one, and it for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn those_that_would_wait_for_each_other_do_not_for_long() {
-    let mut world = World::of((16, 16)).await;
+    let mut world = World::with((16, 16), "[apply]\ngroup = \"64KiB\"").await;
     world.target.exec("CREATE UNIQUE INDEX ON other (n) WHERE n > 1000").await;
-    world.source.exec("BEGIN; UPDATE other SET n = 5000 WHERE id = 1; UPDATE t SET n = n + 1; UPDATE other SET n = 1 WHERE id = 1").await;
+    world.source.exec("BEGIN; UPDATE other SET n = 5000 WHERE id = 1; UPDATE t SET n = n + 1 WHERE id < 4000").await;
     world.small.exec("UPDATE other SET n = 5000 WHERE id = 2").await;
-    world.source.exec("UPDATE t SET n = n + 1; COMMIT").await;
+    // Not in one group with what follows.
+    world.small.exec("UPDATE t SET body = repeat('x', 200000) WHERE id = 4500").await;
+    world.small.exec("UPDATE other SET n = 6 WHERE id = 2").await;
+    world.source.exec("UPDATE t SET n = n + 1 WHERE id < 4000; COMMIT").await;
     world.fill().await;
-    world.drain().await;
+    // The large one comes first.
+    world.daemon.hold_at(Point::GroupDue);
+    world.daemon.start_again();
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query <> ''";
+    while world.target.scalar(open).await == "0" {
+        sleep(Duration::from_millis(10)).await;
+    }
+    world.daemon.let_go();
+    world.caught_up().await;
     world.assert_equal().await;
+    world.assert_ways(1, 0, 1);
+    assert!(world.count("waits for it on the target") > 0, "{}", world.daemon.log());
+}
+
+/// Open when the backlog has been read: it is none of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_open_for_longer_than_the_backlog_is_put_away_until_it_commits() {
+    let mut world = World::of((16, 16)).await;
+    world.source.exec("BEGIN; UPDATE t SET n = n + 1").await;
+    world.small.exec("UPDATE other SET n = 3 WHERE id = 3").await;
+    world.fill().await;
+    world.daemon.start_again();
+    world.until_logged("it has not committed yet").await;
+    let applied = "SELECT count(*) FROM other WHERE id = 3 AND n = 3";
+    while world.target.scalar(applied).await == "0" {
+        sleep(Duration::from_millis(10)).await;
+    }
+    world.source.exec("UPDATE t SET n = n + 1; COMMIT").await;
+    world.caught_up().await;
+    world.assert_equal().await;
+    world.assert_ways(1, 0, 0);
+    assert_eq!(world.count(ROLLED_BACK), 1, "{}", world.daemon.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
