@@ -99,7 +99,7 @@ impl Driver {
     }
 
     pub(super) fn due(&self) -> Option<Instant> {
-        if self.flight.is_some() || self.group.is_empty() { None } else { self.group_due() }
+        if self.flight.is_some() || self.is_joining() || self.group.is_empty() { None } else { self.group_due() }
     }
 
     /// A source transaction is divided among target statements that are not sent yet.

@@ -17,7 +17,7 @@ use super::handle::{Handle, Request};
 use super::lead::keep_leading;
 use super::migrate::Migrate;
 use super::options::{Shares, apply_options, kafka_options};
-use super::prepare::{Prepared, prepare};
+use super::prepare::{Prepared, copies_rows, prepare};
 use super::receive::Receive;
 use super::requests::{Requests, verified_tables};
 use super::resync::{Resync, SettingApart};
@@ -91,7 +91,8 @@ impl Daemon {
         let commands = Commands::default();
         // Kafka has to be told every change, and a table that is set apart is applied from the stream.
         let ahead = (self.config.kafka.is_none()).then(|| {
-            let able = prepared.phase == Phase::Streaming && prepared.apart.is_none();
+            let applies_soon = prepared.phase == Phase::Streaming || !copies_rows(&self.config);
+            let able = applies_soon && prepared.apart.is_none();
             AheadDesk::new(shares.link_bytes, able, stop.clone())
         });
         self.board.attach(&prepared, Arc::clone(&flow), spool.clone(), session_state);
