@@ -254,7 +254,7 @@ impl Runner {
         let beside = beside.map_err(|error| failed(Error::Connect(error)))?;
         let opened = Target::open_as(&self.options, self.generation, &origin_ahead(&self.options.migration)).await;
         let target = opened.map_err(failed)?;
-        if !target.replica || target.origin < self.needs_origin {
+        if !target.replica || (self.needs_origin && !target.origin) {
             return Err(AheadGivenUp::because("a second session on the target is not allowed what the first one is"));
         }
         let (xid, after) = (part.xid(), part.after);
