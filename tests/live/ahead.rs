@@ -279,14 +279,19 @@ async fn those_that_would_wait_for_each_other_do_not_for_long() {
     world.small.exec("UPDATE other SET n = 6 WHERE id = 2").await;
     world.source.exec("UPDATE t SET n = n + 1 WHERE id < 4000; COMMIT").await;
     world.fill().await;
-    // The large one comes first.
-    world.daemon.hold_at(Point::GroupDue);
+    // The large one comes first: the small ones wait for somebody else until it is there.
+    let first = world.pair.target.connect().await;
+    first.exec("BEGIN; UPDATE other SET n = n WHERE id = 2").await;
     world.daemon.start_again();
-    let open = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query <> ''";
+    let (began, open) = (
+        Instant::now(),
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND application_name LIKE 'changeover%'",
+    );
     while world.target.scalar(open).await == "0" {
+        assert!(began.elapsed() < PATIENCE, "{}", world.daemon.log());
         sleep(Duration::from_millis(10)).await;
     }
-    world.daemon.let_go();
+    first.exec("COMMIT").await;
     world.caught_up().await;
     world.assert_equal().await;
     world.assert_ways(1, 0, 1);
@@ -400,10 +405,7 @@ async fn a_pause_gives_it_up() {
     let mut world = World::of((16, 16)).await;
     mixed(&world).await;
     world.fill().await;
-    world.daemon.hold_at(Point::GroupDue);
     world.daemon.start_again();
-    world.daemon.wait_until_held_at(Point::GroupDue);
-    world.daemon.let_go();
     world.until_logged(BEGUN).await;
     assert!(world.daemon.command(&["pause"]).status.success());
     assert!(world.daemon.command(&["resume"]).status.success());
