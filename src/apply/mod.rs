@@ -12,6 +12,9 @@
 //! source can satisfy, or a row that is not there, fails the whole target transaction, which is then applied again row
 //! by row in order. Order is never traded for a different result.
 //!
+//! A large transaction of a backlog is executed ahead of its commit, over a session of its own ([ahead]), and committed when
+//! the main lane has committed everything before it ([joining]).
+//!
 //! A table that is copied again while the others stream is set apart, in a second lane with a position of its own
 //! ([lanes], [members]), and taken back when that has caught up.
 
