@@ -94,6 +94,7 @@ fn drain(target: &PgCluster, batches: Vec<Arc<Batch>>, group_bytes: usize) -> f6
     let ports = apply::Ports {
         input: receiver,
         commands: asked,
+        ahead: None,
         settled: watch::channel(Settled::default()).0,
         touched: None,
         tally: Arc::new(Tally::default()),

@@ -51,6 +51,8 @@ mod spool;
 mod backlog;
 #[path = "live/side_by_side.rs"]
 mod side_by_side;
+#[path = "live/ahead.rs"]
+mod ahead;
 #[path = "live/huge.rs"]
 mod huge;
 #[path = "live/outage.rs"]

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::link::Parcel;
-use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, SinkName, Transaction};
+use crate::model::{Aligned, ApplyCommand, Batch, Disposition, Lsn, Misaligned, SinkName, Transaction, Xid};
 use crate::telemetry::Point;
 use crate::wire::{self, Endpoint, ServerError, Session};
 
@@ -18,10 +18,12 @@ use super::catalog::Shapes;
 use super::error::Error;
 use super::flights::{Course, Flight, Flights};
 use super::group::{Counts, Extent, Group};
+use super::joining::{self, Joining};
 use super::lanes::{Division, Lane, is_divided_anew};
 use super::machine::{Input, Recent, State};
 use super::members::read_members;
 use super::options::{Options, Ports};
+use super::origin::origin_of;
 use super::position;
 use super::queue::{Arrived, Next, Queue};
 use super::report;
@@ -59,7 +61,7 @@ pub async fn run(options: Options, ports: Ports) -> Result<(), Error> {
     }
 }
 
-async fn open(options: Options, ports: Ports) -> Result<Driver, Error> {
+async fn open(options: Options, mut ports: Ports) -> Result<Driver, Error> {
     let catalog = wire::connect(&options.endpoint, "apply catalog").await.map_err(Error::Connect)?;
     let held = position::adopt(&catalog, &options.migration, options.lane, options.epoch, options.start).await?;
     // Read after the generation: a newer division than that only makes the first group fail.
@@ -70,11 +72,14 @@ async fn open(options: Options, ports: Ports) -> Result<Driver, Error> {
         epoch: options.epoch,
         generation: held.generation,
     };
-    let target = Target::open(&options.endpoint, claim.clone(), 0).await?;
+    let origin = origin_of(&options.migration, options.lane, 0);
+    let target = Target::open(&options.endpoint, claim.clone(), &origin).await?;
     let start = held.position.max(options.start);
+    let joining = ports.ahead.take().and_then(|port| Joining::begin(&options, port, &target, &claim, &division, start));
     report::start(start, &ports.settled);
     info!(lane = ?options.lane, position = start.map(tracing::field::display), "applying");
-    Ok(Driver::new(options, ports, catalog, (claim, target), division, start))
+    let driver = Driver::new(options, ports, catalog, (claim, target), division, start);
+    Ok(Driver { joining, ..driver })
 }
 
 pub(super) struct Driver {
@@ -96,7 +101,7 @@ pub(super) struct Driver {
     group_delay: Duration,
     pub(super) held_bytes: usize,
     dead_letters: bool,
-    /// Where we stood when we came: what ends here or before is not applied again.
+    /// Where we stood when we came, or what was applied ahead since: what ends here or before is not applied again.
     start: Option<Lsn>,
 
     pub(super) state: State,
@@ -129,6 +134,9 @@ pub(super) struct Driver {
     /// Until when the group may wait for company.
     pub(super) gather_until: Option<Instant>,
 
+    /// What is applied ahead of its commit, where that is possible.
+    pub(super) joining: Option<Joining>,
+
     pub(super) input_ended: bool,
     commands_ended: bool,
     pub(super) stopping: bool,
@@ -141,6 +149,7 @@ enum Event {
     Asked(Option<Parcel<ApplyCommand>>),
     Arrived(Option<Parcel<Arc<Batch>>>),
     Due,
+    Ahead(joining::Event),
 }
 
 const fn sink_of(lane: Lane) -> SinkName {
@@ -201,6 +210,7 @@ impl Driver {
             committed: Instant::now(),
             flushed: Instant::now(),
             gather_until: None,
+            joining: None,
             input_ended: false,
             commands_ended: false,
             stopping: false,
@@ -212,6 +222,7 @@ impl Driver {
             self.relieve().await?;
             self.launch().await?;
             self.rest();
+            self.tell_ahead();
             if self.is_done() {
                 return Ok(());
             }
@@ -223,13 +234,15 @@ impl Driver {
     /// Waits and changes nothing but what it was told: each branch is cancel-safe.
     async fn next_event(&mut self) -> Event {
         let (takes_input, due) = (self.takes_input(), self.due());
+        let obeys = !self.commands_ended && !self.is_joining();
         let Ports { input, commands, stop, .. } = &mut self.ports;
         let is_flying = !self.flights.is_empty();
         tokio::select! {
             biased; // to stop, then to make room, then to obey, and only then to take more in
             () = stop.cancelled(), if !self.stopping => Event::Stop,
             (at, outcome) = self.flights.answer(), if is_flying => Event::Answered(at, outcome),
-            command = commands.recv(), if !self.commands_ended => Event::Asked(command),
+            ahead = Joining::next(&mut self.joining) => Event::Ahead(ahead),
+            command = commands.recv(), if obeys => Event::Asked(command),
             parcel = input.recv(), if takes_input => Event::Arrived(parcel),
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Event::Due,
         }
@@ -248,6 +261,7 @@ impl Driver {
             Event::Arrived(Some(parcel)) => self.take_in(parcel).await?,
             Event::Arrived(None) => self.input_ended = true,
             Event::Due => {}
+            Event::Ahead(event) => self.on_joining(event)?,
         }
         Ok(())
     }
@@ -322,20 +336,35 @@ impl Driver {
 
     /// Tells the machine when nothing is left to do.
     fn rest(&mut self) {
-        let nothing_left = self.flights.is_empty() && self.staged.is_none() && self.group.is_empty();
-        if nothing_left && self.open.is_none() && self.state.hurries() {
+        if self.is_quiet() && self.group.is_empty() && self.state.hurries() {
             let applied = self.applied;
             self.turn(Input::Quiet { applied });
         }
+    }
+
+    /// Nothing was taken from the queue that the target does not hold, but for a position.
+    pub(super) fn is_quiet(&self) -> bool {
+        let nothing_under_way = self.flights.is_empty() && self.staged.is_none() && self.open.is_none();
+        nothing_under_way && self.group.members.is_empty()
+    }
+
+    /// The target holds this one, which came another way, and everything before it.
+    pub(super) fn applied_ahead(&mut self, xid: Xid, end: Lsn) {
+        debug_assert!(self.is_quiet(), "it is committed alone");
+        // What was to be written is a position before it.
+        self.group = Group::default();
+        self.recent.add(xid);
+        self.applied = Some(end);
+        self.start = self.start.max(Some(end));
     }
 
     fn is_done(&self) -> bool {
         let drained = self.group.is_empty() && self.staged.is_none() && (self.queue.is_empty() || !self.state.flows());
         if self.stopping {
             // What went ahead of its turn is undone with its session.
-            !self.flights.is_ending()
+            !self.flights.is_ending() && !self.is_joining()
         } else {
-            self.flights.is_empty() && self.input_ended && drained
+            self.flights.is_empty() && !self.is_joining() && self.input_ended && drained
         }
     }
 
@@ -392,7 +421,7 @@ impl Driver {
     }
 
     /// The target has executed the group, and committed it unless it is a piece with more to come.
-    fn done(&mut self, mut group: Group, flushed: bool) {
+    pub(super) fn done(&mut self, mut group: Group, flushed: bool) {
         group.count_earlier(self.open.take().unwrap_or_default());
         if matches!(group.extent, Extent::Piece { last: false, .. }) {
             self.open = Some(group.counts);
@@ -402,6 +431,9 @@ impl Driver {
             let transaction = member.transaction();
             self.recent.add(transaction.xid);
             self.applied = Some(transaction.end);
+        }
+        if let Some(joining) = &mut self.joining {
+            joining.pass(group.through);
         }
         self.committed = Instant::now();
         report::tally(&group, &self.ports.tally);

@@ -66,6 +66,16 @@ impl Division {
         (self.lane == Lane::Apart) == self.apart.contains(table)
     }
 
+    /// Nothing is set apart.
+    pub(super) fn is_whole(&self) -> bool {
+        self.apart.is_empty()
+    }
+
+    /// What ends behind here was applied to no table by another lane.
+    pub(super) fn newest_after(&self) -> Option<Lsn> {
+        self.after.values().copied().max()
+    }
+
     pub(super) fn after(&self, table: &TableName) -> Option<Lsn> {
         self.after.get(table).copied()
     }

@@ -14,6 +14,8 @@
 //!
 //! Partitions of the source that the target keeps in one table ([`crate::model::GatheredLeaves`]) are applied to that, as
 //! changes of one table: rows move between them.
+//! A large transaction of a backlog is executed ahead of its commit, over a session of its own ([ahead]), and committed when
+//! the main lane has committed everything before it ([joining]).
 //!
 //! A table that is copied again while the others stream is set apart, in a second lane with a position of its own
 //! ([lanes], [members]), and taken back when that has caught up.
@@ -51,13 +53,16 @@ mod sending;
 mod driver;
 mod standing;
 
+mod ahead;
+mod joining;
+
 pub use driver::run;
 pub use error::Error;
 pub use lanes::{Lane, Standstill};
 pub use members::{
     Member, MemberStep, enter_step, entering, finish_members, forget_members, read_members, record_members,
 };
-pub use options::{Options, Ports};
+pub use options::{AheadPort, Options, Ports};
 pub use origin::drop_origin;
 pub use position::{adopt_position, read_lane_position, read_position};
 pub use strangers::{Stranger, Watched, fold_notes, parts_of, read_strangers, unwatch, watch};

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::link::Receiver;
 use crate::model::{
-    ApplyCommand, Batch, GatheredLeaves, Lsn, MigrationName, Settled, TableFilter, TableHandover, TableName, Touched,
+    AheadEvent, ApplyCommand, Batch, GatheredLeaves, Lsn, MigrationName, Settled, TableFilter, TableHandover,
+    TableName, Touched,
 };
 use crate::telemetry::{Latency, Tally};
 use crate::wire::Endpoint;
@@ -52,10 +53,20 @@ pub struct Options {
     pub held_bytes: usize,
 }
 
+/// Where transactions come from that are applied ahead of their commits.
+pub struct AheadPort {
+    pub input: Receiver<AheadEvent>,
+    /// Whether the target is such that they can be.
+    pub able: watch::Sender<bool>,
+}
+
 /// What the applier is connected to.
 pub struct Ports {
     pub input: Receiver<Arc<Batch>>,
     pub commands: Receiver<ApplyCommand>,
+    /// Transactions to be applied ahead of their commits; `None` when whatever else is told of the stream has to have
+    /// them too.
+    pub ahead: Option<AheadPort>,
     pub settled: watch::Sender<Settled>,
     /// Told of each row just before its group commits.
     pub touched: Option<Arc<dyn Touched>>,

@@ -18,6 +18,10 @@ pub(super) fn origin_of(migration: &MigrationName, lane: Lane, number: usize) ->
     format!("{}{lane}{number}", migration.object_name())
 }
 
+pub(super) fn origin_ahead(migration: &MigrationName) -> String {
+    format!("{}.ahead", migration.object_name())
+}
+
 /// Removes the migration's origins, as far as they are there. Nobody may be using them.
 pub async fn drop_origin(session: &Session, migration: &MigrationName) -> Result<(), Error> {
     let sql = "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = $1 OR pg_catalog.starts_with(roname, $1 || '.')";

@@ -60,9 +60,12 @@ pub(super) async fn adopt(
     epoch: i64,
     start: Option<Lsn>,
 ) -> Result<Held, Error> {
+    // What an applier before us has sent and not heard of must not commit any more once we know where we stand: its
+    // groups, too, name the generation.
     let insert = "INSERT INTO changeover.position AS position (migration, lane, epoch, commit_end) \
                   VALUES ($1, $4, $2, $3::text::pg_lsn) \
-                  ON CONFLICT (migration, lane) DO UPDATE SET epoch = EXCLUDED.epoch \
+                  ON CONFLICT (migration, lane) DO UPDATE \
+                  SET epoch = EXCLUDED.epoch, generation = position.generation + 1 \
                   WHERE position.epoch <= EXCLUDED.epoch RETURNING commit_end::text, generation";
     let update = "UPDATE changeover.position SET epoch = $2, commit_end = greatest(commit_end, $3::text::pg_lsn) \
                   WHERE migration = $1 AND lane = $4 AND epoch <= $2 RETURNING commit_end::text, generation";

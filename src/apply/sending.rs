@@ -9,6 +9,7 @@ use super::driver::Driver;
 use super::error::Error;
 use super::flights::{Course, Flight};
 use super::group::{Extent, Group};
+use super::origin::origin_of;
 use super::report;
 use super::session::{Script, Target};
 use super::split::{self, Share};
@@ -45,7 +46,7 @@ enum Kind {
 impl Driver {
     /// Gathers, sends what it is time for, and writes out what can be sent next.
     pub(super) async fn launch(&mut self) -> Result<(), Error> {
-        while !self.stopping {
+        while !self.stopping && !self.is_joining() {
             self.fill()?;
             let sent = match self.staged.take() {
                 Some(staged) => self.send_staged(staged).await,
@@ -147,7 +148,8 @@ impl Driver {
             return Some(target);
         }
         let number = self.flights.len();
-        let why = match Box::pin(Target::open(&self.endpoint, self.claim.clone(), number)).await {
+        let origin = origin_of(&self.claim.migration, self.claim.lane, number);
+        let why = match Box::pin(Target::open(&self.endpoint, self.claim.clone(), &origin)).await {
             Ok(target) if target.replica == self.replica && target.has_origin == self.has_origin => {
                 return Some(Box::new(target));
             }
@@ -275,7 +277,7 @@ impl Driver {
 
     pub(super) fn due(&self) -> Option<Instant> {
         match self.flights.is_empty() {
-            true if self.group.is_empty() => None,
+            true if self.is_joining() || self.group.is_empty() => None,
             true => self.group_due(),
             false => self.look_again_at(),
         }

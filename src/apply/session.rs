@@ -11,7 +11,6 @@ use crate::wire::{self, Answer, Endpoint, Mode, RawConnection, ServerError, sqls
 use super::encode::{self, Columns, INT8, PG_LSN, TEXT, TIMESTAMPTZ};
 use super::error::Error;
 use super::lanes::Lane;
-use super::origin::origin_of;
 use super::position;
 use super::sql::Shape;
 
@@ -87,8 +86,8 @@ pub(super) enum Outcome<L> {
 }
 
 impl Target {
-    /// `number`: how many of the lane's sessions were opened before.
-    pub(super) async fn open(endpoint: &Endpoint, claim: Claim, number: usize) -> Result<Self, Error> {
+    /// `origin`: what its writes are marked with.
+    pub(super) async fn open(endpoint: &Endpoint, claim: Claim, origin: &str) -> Result<Self, Error> {
         let connect = wire::connect_raw(endpoint, Mode::Sql, "apply").await;
         let mut connection = connect.map_err(Error::Connect)?;
         connection.simple_query(SETTINGS).await.map_err(Error::Connect)?;
@@ -97,9 +96,8 @@ impl Target {
         if !replica {
             warn!("session_replication_role may not be set: constraints are checked, deferred where they can be");
         }
-        let origin = origin_of(&claim.migration, claim.lane, number);
-        let has_origin = set_up_origin(&mut connection, &origin).await?;
-        info!(replica, origin = has_origin, compresses, number, "target session opened");
+        let has_origin = set_up_origin(&mut connection, origin).await?;
+        info!(replica, origin = has_origin.then_some(origin), compresses, "target session opened");
         Ok(Self {
             connection,
             replica,
@@ -201,6 +199,13 @@ impl Target {
     pub(super) async fn perform<L: Copy>(&mut self, script: Script<L>) -> Result<Outcome<L>, Error> {
         let mut sent = self.send(script).await;
         self.outcome(&mut sent).await
+    }
+
+    /// Nothing is under way.
+    pub(super) async fn close(self) {
+        if let Err(error) = self.connection.close().await {
+            tracing::debug!(%error, "target session closed");
+        }
     }
 
     /// The backend's process on the server.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::{Disposition, Lsn, StashError, Xid};
+use crate::model::{AheadGivenUp, Disposition, Lsn, StashError, Xid};
 
 use super::Tag;
 
@@ -42,6 +42,13 @@ pub enum Error {
         "take values in binary form: column {column} of {table} has the type with oid {type_oid}, which is taken as text"
     )]
     NoBinaryForm { table: String, column: String, type_oid: u32 },
+    /// Nothing of it was emitted: the source is to send it again, at its commit.
+    #[error("apply transaction {top} ahead of its commit")]
+    AheadGivenUp {
+        top: Xid,
+        #[source]
+        source: AheadGivenUp,
+    },
     #[error("decode the stream")]
     Stash(#[from] StashError),
 }
@@ -85,6 +92,7 @@ impl Error {
             | Self::StreamBegunTwice { .. }
             | Self::NotResent { .. }
             | Self::NoBinaryForm { .. }
+            | Self::AheadGivenUp { .. }
             | Self::Diverged { .. } => false,
         }
     }
@@ -107,9 +115,10 @@ impl Error {
                 halt("drop the slot and let changeover make its own, or make one with two_phase = false")
             }
             // The next session does without: see `Decoder::takes_streams`, `Decoder::takes_binary`.
-            Self::TooManyAborted { .. } | Self::AmbiguousMessages { .. } | Self::NoBinaryForm { .. } => {
-                Disposition::Retry
-            }
+            Self::TooManyAborted { .. }
+            | Self::AmbiguousMessages { .. }
+            | Self::NoBinaryForm { .. }
+            | Self::AheadGivenUp { .. } => Disposition::Retry,
             Self::NotResent { .. } | Self::Diverged { .. } => halt(
                 "the source's log is not the one this migration was reading: check that it is the same server and \
                  timeline, then restart; what was applied so far is kept",

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 
 use crate::model::{
-    Batch, Change, ChangeKind, Frame, FrameBatch, FramePayload, Lsn, Relation, Stash, StashedFrame, TransactionOrigin,
-    Tuple, Xid, binary,
+    self, Batch, Change, ChangeKind, Frame, FrameBatch, FramePayload, Lsn, Relation, Stash, StashedFrame,
+    TransactionOrigin, Tuple, Xid, binary,
 };
 
+use super::ahead::Ahead;
 use super::assembly::{Assembly, Open, Unfinished};
 use super::error::At;
 use super::message::{self, Commit, Message, Row, Unreadable};
@@ -46,6 +47,7 @@ pub struct Decoder {
     assembly: Assembly,
     shapes: Shapes,
     streams: Streams,
+    ahead: Ahead,
     state: State,
     /// The transaction a new session has to go on with before it may bring anything later.
     awaited: Option<Unfinished>,
@@ -72,11 +74,11 @@ enum State {
 
 /// One message and where it came from.
 #[derive(Clone, Copy)]
-struct Arrived<'a> {
-    lsn: Option<Lsn>,
-    arrival: u64,
+pub(super) struct Arrived<'a> {
+    pub(super) lsn: Option<Lsn>,
+    pub(super) arrival: u64,
     message: &'a Bytes,
-    /// Out of the stash.
+    /// Out of a stream: it carries the xid of its sub-transaction.
     replayed: bool,
 }
 
@@ -86,6 +88,7 @@ impl Decoder {
             assembly: Assembly::new(options.batch_bytes, options.part_bytes, options.next_seq, options.resume_after),
             shapes: Shapes::default(),
             streams: Streams::new(stash),
+            ahead: Ahead::new(options.batch_bytes),
             state: State::Idle,
             awaited: None,
             proto_version: None,
@@ -95,6 +98,23 @@ impl Decoder {
             arrival: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// Where transactions go that are applied ahead of their commits. Nothing else may be emitted to but the target: what
+    /// comes of them then is a position.
+    pub fn lead_ahead(&mut self, lane: Box<dyn model::Ahead>) {
+        self.ahead.lead_to(lane);
+    }
+
+    /// The session that has begun brings a backlog, which ends at `until`: a transaction of it that is streamed may be
+    /// applied ahead of its commit.
+    pub fn apply_ahead(&mut self, until: Option<Lsn>) {
+        self.ahead.allow(until);
+    }
+
+    /// The session has broken off. [`Self::begin_session`] does the same, but may be long in coming.
+    pub fn end_session(&mut self) {
+        self.ahead.clear();
     }
 
     /// A replication session begins. The source starts again at a position we confirmed, so everything that was not
@@ -107,6 +127,7 @@ impl Decoder {
         self.state = State::Idle;
         self.shapes = Shapes::default();
         self.streams.clear();
+        self.ahead.clear();
         self.awaited = self.assembly.restart();
         self.arrival = 0;
     }
@@ -173,6 +194,7 @@ impl Decoder {
         self.arrival += 1;
         if let Some(wal_end) = frame.wal_end {
             self.assembly.note_wal_end(wal_end);
+            self.ahead.pass(wal_end)?;
         }
         match &frame.payload {
             FramePayload::Keepalive { .. } => self.on_keepalive(frame.wal_end),
@@ -192,7 +214,7 @@ impl Decoder {
     /// Whatever was committed up to a keepalive's position has been sent before it. Not believed while anything is
     /// pending: what confirms this position would also let the source forget the start of a transaction in progress.
     fn on_keepalive(&mut self, wal_end: Option<Lsn>) {
-        let pending = !self.streams.is_empty() || self.awaited.is_some();
+        let pending = !self.streams.is_empty() || self.ahead.is_claimed() || self.awaited.is_some();
         if let (State::Idle, false, Some(wal_end)) = (&self.state, pending, wal_end) {
             self.assembly.advance(wal_end);
         }
@@ -202,6 +224,10 @@ impl Decoder {
     fn on_streamed(&mut self, top: Xid, arrived: Arrived<'_>) -> Result<(), Error> {
         let tag = arrived.tag()?;
         match tag.0 {
+            _ if tag.0 != b'E' && self.ahead.has(top) => {
+                let arrived = Arrived { replayed: true, ..arrived };
+                self.ahead.on_message(arrived, arrived.parse()?, self.binary)?;
+            }
             b'E' => {
                 arrived.parse()?;
                 self.state = State::Idle;
@@ -253,25 +279,20 @@ impl Decoder {
             }
             Message::Relation(relation) => self.on_relation(arrived, relation)?,
             Message::Type { oid, name } => self.shapes.describe_type(oid, name),
-            Message::StreamStart { top, first } => self.on_stream_start(arrived, top, first)?,
+            Message::StreamStart { top, first } => return self.on_stream_start(arrived, top, first, emit),
             Message::StreamStop => return Err(arrived.unexpected("outside a stream").into()),
             Message::StreamCommit { top, commit } => return self.on_stream_commit(arrived, top, commit, emit),
             Message::StreamAbort { top, xid } => {
                 self.expect_idle(arrived)?;
-                self.streams.abort(top, xid)?;
+                if self.ahead.has(top) { self.ahead.abort(xid) } else { self.streams.abort(top, xid) }?;
             }
             Message::TwoPhase => return Err(Error::TwoPhase { tag: arrived.tag()?, at: At(arrived.lsn) }.into()),
         }
         self.emit_part_when_large(emit)
     }
 
-    fn on_relation(&mut self, arrived: Arrived<'_>, mut relation: Relation) -> Result<(), Error> {
-        relation.binary = self.binary;
-        let unknown = relation.columns.iter().find(|column| self.binary && !binary::is_known(column.type_oid));
-        if let Some(column) = unknown {
-            let (table, column, type_oid) = (relation.name.to_string(), column.name.clone(), column.type_oid);
-            return Err(Error::NoBinaryForm { table, column, type_oid });
-        }
+    fn on_relation(&mut self, arrived: Arrived<'_>, relation: Relation) -> Result<(), Error> {
+        let relation = arrived.in_form(relation, self.binary)?;
         self.shapes.describe(relation, arrived.arrival, arrived.replayed);
         Ok(())
     }
@@ -319,25 +340,7 @@ impl Decoder {
     }
 
     fn on_row(&mut self, arrived: Arrived<'_>, row: Row) -> Result<(), Error> {
-        self.on_change(arrived, |shapes, listing| {
-            let mut listed = |oid, first: &Tuple, second: Option<&Tuple>| {
-                let shape = shapes.get_mut(oid).ok_or_else(|| arrived.unknown_relation(oid))?;
-                for tuple in std::iter::once(first).chain(second) {
-                    if tuple.column_count() != shape.column_count() {
-                        return Err(arrived.column_count(shape.relation(), tuple));
-                    }
-                }
-                Ok(shape.index_in(listing))
-            };
-            Ok(match row {
-                Row::Insert { oid, new } => ChangeKind::Insert { relation: listed(oid, &new, None)?, new },
-                Row::Update { oid, old, new } => {
-                    let relation = listed(oid, &new, old.as_ref().map(|old| &old.tuple))?;
-                    ChangeKind::Update { relation, old, new }
-                }
-                Row::Delete { oid, old } => ChangeKind::Delete { relation: listed(oid, &old.tuple, None)?, old },
-            })
-        })
+        self.on_change(arrived, |shapes, listing| arrived.row_kind(row, shapes, listing))
     }
 
     fn on_truncate(
@@ -348,11 +351,7 @@ impl Decoder {
         restart_identity: bool,
     ) -> Result<(), Error> {
         self.on_change(arrived, |shapes, listing| {
-            let listed = oids.iter().map(|oid| match shapes.get_mut(*oid) {
-                Some(shape) => Ok(shape.index_in(listing)),
-                None => Err(arrived.unknown_relation(*oid)),
-            });
-            Ok(ChangeKind::Truncate { relations: listed.collect::<Result<_, Error>>()?, cascade, restart_identity })
+            arrived.truncate_kind(oids, cascade, restart_identity, shapes, listing)
         })
     }
 
@@ -376,16 +375,27 @@ impl Decoder {
         Ok(())
     }
 
-    fn on_stream_start(&mut self, arrived: Arrived<'_>, top: Xid, first: bool) -> Result<(), Error> {
+    fn on_stream_start<E>(
+        &mut self,
+        arrived: Arrived<'_>,
+        top: Xid,
+        first: bool,
+        emit: &mut impl FnMut(Batch) -> Result<(), E>,
+    ) -> Result<(), Interrupted<E>> {
         self.expect_idle(arrived)?;
-        match (self.streams.contains(top), first) {
-            _ if self.proto_version == Some(1) => return Err(arrived.unexpected("in protocol version 1")),
+        match (self.streams.contains(top) || self.ahead.has(top), first) {
+            _ if self.proto_version == Some(1) => return Err(arrived.unexpected("in protocol version 1").into()),
+            (false, true) if self.awaited.is_none() && self.ahead.claim(top, self.assembly.through()) => {}
             (false, true) => self.streams.begin(top),
             (true, false) => {}
-            (false, false) => return Err(arrived.unknown_stream(top)),
-            (true, true) => return Err(Error::StreamBegunTwice { at: At(arrived.lsn), top }),
+            (false, false) => return Err(arrived.unknown_stream(top).into()),
+            (true, true) => return Err(Error::StreamBegunTwice { at: At(arrived.lsn), top }.into()),
         }
         self.state = State::Streaming { top };
+        if self.ahead.has(top) {
+            self.flush(emit).map_err(Interrupted::Emit)?;
+            self.ahead.begin_chunk(self.assembly.through())?;
+        }
         Ok(())
     }
 
@@ -398,6 +408,9 @@ impl Decoder {
         emit: &mut impl FnMut(Batch) -> Result<(), E>,
     ) -> Result<(), Interrupted<E>> {
         self.expect_idle(arrived)?;
+        if self.ahead.has(top) {
+            return self.on_ahead_commit(commit, emit);
+        }
         let mut replay = self.streams.commit(top)?.ok_or_else(|| arrived.unknown_stream(top))?;
         self.state = self.opened(top, commit.commit, commit.at_us)?;
         if let State::Open(open) = &mut self.state {
@@ -410,6 +423,27 @@ impl Decoder {
         self.shapes.merge_replayed();
         self.on_commit(arrived, commit)?;
         self.flush_when_full(emit)
+    }
+
+    /// The target has its rows already, or never gets them from here. Emitted is only how far the stream has come: at
+    /// once, so that little time is left in which the target knows more than that.
+    fn on_ahead_commit<E>(
+        &mut self,
+        commit: Commit,
+        emit: &mut impl FnMut(Batch) -> Result<(), E>,
+    ) -> Result<(), Interrupted<E>> {
+        if commit.commit < self.assembly.through() {
+            self.counts.repeated_transactions += 1;
+            self.shapes.merge_ahead(self.ahead.repeated());
+            return Ok(());
+        }
+        self.flush(emit).map_err(Interrupted::Emit)?;
+        let (shapes, changes) = self.ahead.commit(commit, self.assembly.through())?;
+        self.shapes.merge_ahead(shapes);
+        self.counts.changes += changes;
+        *if changes > 0 { &mut self.counts.transactions } else { &mut self.counts.empty_transactions } += 1;
+        self.assembly.advance(commit.end);
+        self.flush(emit).map_err(Interrupted::Emit)
     }
 
     /// A repeated transaction is replayed as well: the source counts on us to have read its table descriptions.
@@ -454,6 +488,39 @@ impl Decoder {
 }
 
 impl<'a> Arrived<'a> {
+    pub(super) fn row_kind(self, row: Row, shapes: &mut Shapes, listing: &mut Listing) -> Result<ChangeKind, Error> {
+        let mut listed = |oid, first: &Tuple, second: Option<&Tuple>| {
+            let shape = shapes.get_mut(oid).ok_or_else(|| self.unknown_relation(oid))?;
+            for tuple in std::iter::once(first).chain(second) {
+                if tuple.column_count() != shape.column_count() {
+                    return Err(self.column_count(shape.relation(), tuple));
+                }
+            }
+            Ok(shape.index_in(listing))
+        };
+        Ok(match row {
+            Row::Insert { oid, new } => ChangeKind::Insert { relation: listed(oid, &new, None)?, new },
+            Row::Update { oid, old, new } => {
+                let relation = listed(oid, &new, old.as_ref().map(|old| &old.tuple))?;
+                ChangeKind::Update { relation, old, new }
+            }
+            Row::Delete { oid, old } => ChangeKind::Delete { relation: listed(oid, &old.tuple, None)?, old },
+        })
+    }
+
+    /// The relation as its rows come: in their types' binary form, if all of them are known.
+    pub(super) fn in_form(self, mut relation: Relation, binary: bool) -> Result<Relation, Error> {
+        relation.binary = binary;
+        let unknown = relation.columns.iter().find(|column| binary && !binary::is_known(column.type_oid));
+        match unknown {
+            None => Ok(relation),
+            Some(column) => {
+                let (table, column, type_oid) = (relation.name.to_string(), column.name.clone(), column.type_oid);
+                Err(Error::NoBinaryForm { table, column, type_oid })
+            }
+        }
+    }
+
     fn parse(&self) -> Result<Message<'a>, Error> {
         let streamed = self.replayed;
         Message::parse(self.message, streamed).map_err(|wrong| self.unreadable(wrong))
@@ -481,11 +548,11 @@ impl<'a> Arrived<'a> {
         message::tag_of(self.message).expect("a message without tag is not parsed")
     }
 
-    fn unexpected(&self, state: &'static str) -> Error {
+    pub(super) fn unexpected(&self, state: &'static str) -> Error {
         Error::Unexpected { tag: self.tag_read(), at: At(self.lsn), state }
     }
 
-    fn unknown_relation(&self, oid: u32) -> Error {
+    pub(super) fn unknown_relation(&self, oid: u32) -> Error {
         Error::UnknownRelation { tag: self.tag_read(), at: At(self.lsn), oid }
     }
 

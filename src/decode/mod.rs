@@ -7,6 +7,8 @@
 //!                         └──────▶ [streams] ─▶ Stash ──at STREAM COMMIT──┘ replayed through the same road
 //! ```
 //!
+//! In a backlog one transaction in progress at a time goes straight on instead, to be applied ahead of its commit ([ahead]).
+//!
 //! One thing pgoutput does not say: a logical message inside a stream carries the top-level transaction, also when a
 //! sub-transaction wrote it (`pgoutput_message`), so nobody can tell whether the roll-back of a sub-transaction takes an
 //! earlier message with it. Such a transaction is not guessed at: the session ends with an error that asks for a retry,
@@ -18,6 +20,7 @@ mod wire;
 mod shapes;
 mod assembly;
 mod streams;
+mod ahead;
 mod memory_stash;
 mod error;
 #[cfg(test)]

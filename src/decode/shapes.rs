@@ -86,6 +86,19 @@ impl Shapes {
     }
 }
 
+impl Shapes {
+    /// Takes over what a transaction described that was decoded beside the rest, by the same rule.
+    pub(super) fn merge_ahead(&mut self, ahead: Self) {
+        self.types.extend(ahead.types);
+        for (oid, shape) in ahead.general {
+            if self.general.get(&oid).is_none_or(|general| general.arrival < shape.arrival) {
+                // It was listed elsewhere.
+                self.general.insert(oid, Shape { listed: None, ..shape });
+            }
+        }
+    }
+}
+
 impl Shape {
     pub(super) fn relation(&self) -> &Arc<Relation> {
         &self.relation

@@ -80,6 +80,11 @@ impl<T> Sender<T> {
         runtime.block_on(self.send(item, size_bytes))
     }
 
+    /// Whether the receiver is gone.
+    pub fn is_closed(&self) -> bool {
+        self.shared.receiver_gone.load(Ordering::Acquire)
+    }
+
     /// The byte budget, for the metrics `queue_bytes` and `queue_capacity_bytes`.
     pub fn budget(&self) -> Budget {
         self.shared.budget.clone()

@@ -3,6 +3,7 @@
 //! `frame → change → transaction → batch` is the way of the data; `lsn`, `position` and `snapshot` say where on that
 //! way something stands; `names` and `relation` say what it belongs to; `align` is what verification asks of a sink.
 
+mod ahead;
 mod align;
 mod batch;
 pub mod binary;
@@ -22,6 +23,7 @@ mod stash;
 mod touched;
 mod tuple;
 
+pub use ahead::{Ahead, AheadCommit, AheadEvent, AheadGivenUp, AheadPart, AheadTicket};
 pub use align::{Aligned, ApplyCommand, Misaligned, marker_prefix};
 pub use batch::{Batch, Part, Transaction, TransactionOrigin};
 pub use change::{Change, ChangeKind, OldKind, OldTuple, RelationIndex};

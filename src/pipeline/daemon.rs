@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::ahead::AheadDesk;
 use super::board::Board;
 use super::commands::Commands;
 use super::durable::Durable;
@@ -16,11 +17,12 @@ use super::handle::{Handle, Request};
 use super::lead::keep_leading;
 use super::migrate::Migrate;
 use super::options::{Shares, apply_options, kafka_options};
-use super::prepare::{Prepared, prepare};
+use super::prepare::{Prepared, copies_rows, prepare};
 use super::receive::Receive;
 use super::requests::{Requests, verified_tables};
 use super::resync::{Resync, SettingApart};
 use super::sinks::{Feed, KafkaSink, TargetSink};
+use super::status::Phase;
 use super::strangers::Strangers;
 use super::supervise::Supervisor;
 use super::touched::Listeners;
@@ -89,6 +91,12 @@ impl Daemon {
         let tables: Arc<[Table]> = verified_tables(&prepared.wanted, &self.config.rows).into();
         let listeners = Arc::new(Listeners::new(Arc::new(DirtyKeys::new(tables, shares.dirty_bytes))));
         let commands = Commands::default();
+        // Kafka has to be told every change, and a table that is set apart is applied from the stream.
+        let ahead = (self.config.kafka.is_none()).then(|| {
+            let applies_soon = prepared.phase == Phase::Streaming || !copies_rows(&self.config);
+            let able = applies_soon && prepared.apart.is_none();
+            AheadDesk::new(shares.link_bytes, able, stop.clone())
+        });
         self.board.attach(&prepared, Arc::clone(&flow), spool.clone(), session_state);
 
         let mut tasks = JoinSet::new();
@@ -109,6 +117,8 @@ impl Daemon {
             spool: spool.clone(),
             session,
             supervisor: supervisor.clone(),
+            ahead: ahead.clone(),
+            plain: Arc::default(),
         };
         tasks.spawn(receive.run(decoder));
         if resumed.durable.is_some() {
@@ -159,6 +169,7 @@ impl Daemon {
             feed,
             options: apply,
             commands: commands.clone(),
+            ahead,
             touched: listeners.clone(),
             tally: self.board.tally(),
             latency: self.board.latency(),

@@ -32,7 +32,7 @@ impl Flow {
             None => tracker,
         };
         Self {
-            confirmed: watch::Sender::new(Some(tracker.confirmed())),
+            confirmed: watch::Sender::new(Some(tracker.confirmed().min(resumed.stream))),
             received: watch::Sender::new(Some(resumed.stream)),
             tracker: Mutex::new(tracker),
             moved: Notify::new(),
@@ -55,17 +55,19 @@ impl Flow {
 
     /// A batch is about to enter the spool.
     pub(super) fn decoded(&self, batch: &Batch) {
-        self.lock().decoded(batch);
+        let mut tracker = self.lock();
+        tracker.decoded(batch);
         self.received.send_replace(Some(batch.through));
+        self.confirm(&tracker);
+        drop(tracker);
         self.moved.notify_waiters();
     }
 
     /// The spool is durable through here.
     pub(super) fn kept(&self, through: Lsn) {
-        let confirmed = self.lock().kept(through);
-        if confirmed.is_some() {
-            self.confirmed.send_replace(confirmed);
-        }
+        let mut tracker = self.lock();
+        tracker.kept(through);
+        self.confirm(&tracker);
     }
 
     /// Log that the source need not keep because the spool holds it.
@@ -74,10 +76,10 @@ impl Flow {
     }
 
     pub(super) fn settled(&self, sink: SinkName, through: Lsn) {
-        let confirmed = self.lock().settled(sink, through);
-        if confirmed.is_some() {
-            self.confirmed.send_replace(confirmed);
-        }
+        let mut tracker = self.lock();
+        tracker.settled(sink, through);
+        self.confirm(&tracker);
+        drop(tracker);
         self.moved.notify_waiters();
     }
 
@@ -88,10 +90,10 @@ impl Flow {
 
     /// A sink fewer; without effect when it is not there.
     pub(super) fn leave(&self, sink: SinkName) {
-        let confirmed = self.lock().leave(sink);
-        if confirmed.is_some() {
-            self.confirmed.send_replace(confirmed);
-        }
+        let mut tracker = self.lock();
+        tracker.leave(sink);
+        self.confirm(&tracker);
+        drop(tracker);
         self.moved.notify_waiters();
     }
 
@@ -147,6 +149,19 @@ impl Flow {
 
     pub(super) fn wal_end(&self) -> Option<Lsn> {
         self.lock().wal_end()
+    }
+
+    /// Never more than a new session would begin behind: the target holds what was applied ahead a moment before the
+    /// decoder has told of it.
+    fn confirm(&self, tracker: &Tracker) {
+        let confirmed = Some(tracker.confirmed()).min(*self.received.borrow());
+        self.confirmed.send_if_modified(|known| {
+            let moves = confirmed > *known;
+            if moves {
+                *known = confirmed;
+            }
+            moves
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, Tracker> {

@@ -27,6 +27,7 @@ mod receive;
 mod sinks;
 mod flow;
 mod durable;
+mod ahead;
 mod commands;
 mod touched;
 mod requests;

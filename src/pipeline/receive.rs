@@ -1,20 +1,24 @@
 //! Source and decode: from the walsender to batches in the spool.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::info;
 
+use super::ahead::AheadDesk;
 use super::error::Error;
 use super::flow::Flow;
 use super::supervise::Supervisor;
 use crate::config::Config;
-use crate::decode::{Decoder, Interrupted};
+use crate::decode::{self, Decoder, Interrupted};
 use crate::link;
 use crate::model::SourceIdentity;
 use crate::source::{self, SessionState, SourceEvent};
 use crate::spool::Spool;
+use crate::telemetry::chain;
 
 /// Read from the socket and not yet decoded. Small: what is behind it waits in the source's log, which is its place.
 const LINK_BYTES: usize = 8 << 20;
@@ -29,16 +33,36 @@ pub(super) struct Receive {
     pub(super) spool: Spool,
     pub(super) session: watch::Sender<SessionState>,
     pub(super) supervisor: Supervisor,
+    /// `None` when the target is not the only one that reads the stream.
+    pub(super) ahead: Option<AheadDesk>,
+    /// A transaction that was applied ahead was given up: the rest of the backlog comes at its commits.
+    pub(super) plain: Arc<AtomicBool>,
 }
 
 impl Receive {
     /// Runs until the daemon stops. The decoder outlives every session, since it knows what it has emitted already.
-    pub(super) async fn run(self, decoder: Decoder) {
+    pub(super) async fn run(self, mut decoder: Decoder) {
+        if let Some(ahead) = &self.ahead {
+            decoder.lead_ahead(ahead.lane());
+        }
         let decoder = Arc::new(tokio::sync::Mutex::new(decoder));
-        self.supervisor.keep("source", || self.once(Arc::clone(&decoder))).await;
+        self.supervisor.keep("source", || self.once(&decoder)).await;
     }
 
-    async fn once(&self, decoder: Arc<tokio::sync::Mutex<Decoder>>) -> Result<(), Error> {
+    /// What is given up is no trouble: the source sends it again.
+    async fn once(&self, decoder: &Arc<tokio::sync::Mutex<Decoder>>) -> Result<(), Error> {
+        loop {
+            match self.follow(Arc::clone(decoder)).await {
+                Err(Error::Decode(error @ decode::Error::AheadGivenUp { .. })) => {
+                    self.plain.store(true, Ordering::Relaxed);
+                    info!(why = chain(&error), "a new session takes the backlog at its commits");
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn follow(&self, decoder: Arc<tokio::sync::Mutex<Decoder>>) -> Result<(), Error> {
         let (events, received) = link::channel(LINK_BYTES, LINK_COUNT);
         // Either side's end ends the other: the source when its link closes, the decoder when its link is empty.
         let stop = self.supervisor.stop.child_token();
@@ -47,6 +71,8 @@ impl Receive {
             confirmed: self.flow.confirmed(),
             resume: self.flow.received(),
             state: self.session.clone(),
+            ahead: self.ahead.as_ref().map_or_else(|| watch::channel(false).1, AheadDesk::able),
+            plain: Arc::clone(&self.plain),
             stop: stop.clone(),
         };
         let options = self.options(&*decoder.lock().await);
@@ -90,8 +116,15 @@ fn decode_all(
 ) -> Result<(), Error> {
     while let Some(parcel) = received.recv_blocking() {
         match parcel.item {
-            SourceEvent::Session { proto_version, binary: false, .. } => decoder.begin_session(proto_version),
-            SourceEvent::Session { proto_version, binary: true, .. } => decoder.begin_binary_session(proto_version),
+            SourceEvent::Session { proto_version, binary, ahead_until, .. } => {
+                if binary {
+                    decoder.begin_binary_session(proto_version);
+                } else {
+                    decoder.begin_session(proto_version);
+                }
+                decoder.apply_ahead(ahead_until);
+            }
+            SourceEvent::Broken => decoder.end_session(),
             SourceEvent::Frames(frames) => {
                 flow.heard();
                 let handed_on = decoder.on_frames(&frames, &mut |batch| {

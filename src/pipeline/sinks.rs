@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
+use super::ahead::AheadDesk;
 use super::commands::Commands;
 use super::error::Error;
 use super::flow::Flow;
@@ -33,6 +34,8 @@ pub(super) struct TargetSink {
     pub(super) feed: Feed,
     pub(super) options: apply::Options,
     pub(super) commands: Commands,
+    /// For what is applied ahead of its commit; `None` for a part of the target, and where others read the stream too.
+    pub(super) ahead: Option<AheadDesk>,
     pub(super) touched: Arc<dyn Touched>,
     pub(super) tally: Arc<Tally>,
     pub(super) latency: Arc<Latency>,
@@ -71,6 +74,7 @@ impl TargetSink {
         let ports = apply::Ports {
             input,
             commands: self.commands.renew(),
+            ahead: self.ahead.as_ref().map(AheadDesk::renew),
             settled: self.settled.clone(),
             touched: Some(Arc::clone(&self.touched)),
             tally: Arc::clone(&self.tally),

@@ -28,20 +28,31 @@ pub(super) struct Admitted {
     pub(super) binary: bool,
     /// Once everything up to here is confirmed, a new session is to take transactions before they commit.
     pub(super) renew_at: Option<Lsn>,
+    /// Those that commit up to here are streamed to be applied ahead of their commits.
+    pub(super) ahead_until: Option<Lsn>,
     /// The command that begins it.
     pub(super) command: String,
     /// `wal_sender_timeout`; `None` when it is off.
     pub(super) sender_timeout: Option<Duration>,
 }
 
+/// How a backlog is taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backlog {
+    /// There may be another session after this one has caught up.
+    pub(super) renews: bool,
+    /// The target takes transactions ahead of their commits.
+    pub(super) ahead: bool,
+}
+
 /// Checks everything and says how to begin. `resume` is what the decoder has emitted through; `predecessor` the backend
-/// of our own last session; `renews`: there may be another session after this one has caught up.
+/// of our own last session.
 pub(super) async fn admit(
     connection: &mut RawConnection,
     options: &Options,
     resume: Option<Lsn>,
     predecessor: Option<i32>,
-    renews: bool,
+    backlog: Backlog,
 ) -> Result<Admitted, Error> {
     let identified = identify_on(connection).await?;
     check_identity(options, &identified)?;
@@ -51,11 +62,12 @@ pub(super) async fn admit(
     let sender_timeout = sender_timeout(connection).await?;
     let proto_version = proto_version(identified.server_version_num);
     let may_stream = options.streaming && proto_version >= 2;
-    let renew_at = Some(identified.wal_flush).filter(|end| renews && may_stream && is_backlog(start, *end));
-    let streaming = may_stream && renew_at.is_none();
+    let renew_at = Some(identified.wal_flush).filter(|end| backlog.renews && may_stream && is_backlog(start, *end));
+    let ahead_until = renew_at.filter(|_| backlog.ahead);
+    let streaming = may_stream && (renew_at.is_none() || ahead_until.is_some());
     let binary = renew_at.is_some() && options.binary && all_types_known(connection, &options.publications).await?;
     let command = start_command(options, start, identified.server_version_num, streaming, binary);
-    Ok(Admitted { start, proto_version, streaming, binary, renew_at, command, sender_timeout })
+    Ok(Admitted { start, proto_version, streaming, binary, renew_at, ahead_until, command, sender_timeout })
 }
 
 /// Whether every published column has a type of which we know the binary form. What the log holds may be of older
@@ -77,7 +89,8 @@ async fn all_types_known(connection: &mut RawConnection, publications: &[String]
 
 /// From so much log on, what is to come has mostly committed already: a large transaction that is sent before its commit
 /// has to be put away here until that comes, and one that is sent at its commit is applied as it comes. The server
-/// puts it away meanwhile (`logical_decoding_work_mem`), as it does for its own subscriptions.
+/// puts it away meanwhile (`logical_decoding_work_mem`), as it does for its own subscriptions. Unless the target takes it
+/// ahead of its commit: then the server decodes it while the target writes it.
 const BACKLOG_BYTES: u64 = 64 << 20;
 
 fn is_backlog(start: Lsn, end: Lsn) -> bool {

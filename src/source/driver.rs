@@ -74,7 +74,7 @@ impl<'a> Driver<'a> {
         Self {
             both,
             machine,
-            pace: Pace::default(),
+            pace: if admitted.ahead_until.is_some() { Pace::of_backlog() } else { Pace::default() },
             rest_until: None,
             events,
             confirmed,

@@ -45,6 +45,11 @@ impl Default for Pace {
 }
 
 impl Pace {
+    /// What comes is late, though it may be long until a commit says so: a backlog whose transactions are streamed.
+    pub(super) fn of_backlog() -> Self {
+        Self { committed_at_us: Some(0), ..Self::default() }
+    }
+
     /// How long to rest after a read.
     pub(super) fn on_read(&mut self, batch: &FrameBatch) -> Option<Duration> {
         self.read_bytes = self.read_bytes.saturating_add(batch.size_bytes);
@@ -143,6 +148,13 @@ mod tests {
             assert_eq!(pace.on_read(&read(vec![late(), frame(tag, before, NOW_US, NOW_US)], 60)), None);
             assert_eq!(pace.on_read(&read(vec![keepalive()], 60)), None, "nothing is left to come");
         }
+    }
+
+    #[test]
+    fn a_backlog_is_read_lazily_before_the_first_commit_too() {
+        let row = || read(vec![frame(b'I', 8, NOW_US, NOW_US)], 60);
+        assert_eq!(Pace::default().on_read(&row()), None);
+        assert_eq!(Pace::of_backlog().on_read(&row()), Some(LONGEST_REST));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The session loop: connect, stream, and connect again.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -7,7 +9,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
-use super::admit::{Admitted, admit};
+use super::admit::{Admitted, Backlog, admit};
 use super::backoff::Backoff;
 use super::driver::{Driver, Finished};
 use crate::link;
@@ -38,6 +40,10 @@ pub struct Ports {
     /// What the decoder has emitted through: where a new session begins. `None`: where the slot stands.
     pub resume: watch::Receiver<Option<Lsn>>,
     pub state: watch::Sender<SessionState>,
+    /// Whether the target takes transactions ahead of their commits.
+    pub ahead: watch::Receiver<bool>,
+    /// One that it took was given up: the rest of the backlog comes at its commits. Whoever gives up sets it.
+    pub plain: Arc<AtomicBool>,
     /// Ends the stream properly.
     pub stop: CancellationToken,
 }
@@ -52,8 +58,12 @@ pub enum SourceEvent {
         /// Values come in their types' binary form.
         binary: bool,
         start: Lsn,
+        /// Transactions that commit up to here are streamed to be applied ahead of their commits.
+        ahead_until: Option<Lsn>,
     },
     Frames(FrameBatch),
+    /// The session has broken off, and it is not known when there will be another one.
+    Broken,
 }
 
 /// How the session stands, for `status`.
@@ -75,21 +85,28 @@ pub enum SessionState {
 pub async fn run(options: Options, mut ports: Ports) -> Result<(), Error> {
     let stop = ports.stop.clone();
     let mut backoff = Backoff::default();
-    let (mut predecessor, mut renews) = (None, true);
+    let (mut predecessor, mut renews, mut was_ahead) = (None, true, false);
     let ended = loop {
         ports.state.send_replace(SessionState::Connecting);
-        let ended = one_session(&options, &mut ports, &mut predecessor, renews, &mut backoff).await;
+        let ended = one_session(&options, &mut ports, &mut predecessor, &mut was_ahead, renews, &mut backoff).await;
         // Once only until something breaks, whatever the next session finds.
         renews = ended.is_err();
         let error = match ended {
             Err(error) if error.disposition() == Disposition::Retry && !stop.is_cancelled() => telemetry::chain(&error),
-            Ok(Finished::Renew) => continue,
+            Ok(Finished::Renew) => {
+                ports.plain.store(false, Ordering::Relaxed);
+                continue;
+            }
             Ok(Finished::Stopped) => break Ok(()),
             Err(error) => break Err(error),
         };
         let pause = backoff.after_failure(fastrand::f64());
         tracing::warn!(error, attempt = backoff.failures(), ?pause, "source session broke off");
         ports.state.send_replace(SessionState::Waiting { error, attempt: backoff.failures() });
+        // A decoder that is gone knows why.
+        if was_ahead && told(&ports, &stop).await.is_err() {
+            break Ok(());
+        }
         tokio::select! { biased;
             () = stop.cancelled() => break Ok(()),
             () = sleep(pause) => {}
@@ -100,36 +117,48 @@ pub async fn run(options: Options, mut ports: Ports) -> Result<(), Error> {
     ended
 }
 
+/// Tells the decoder that a session broke off.
+async fn told(ports: &Ports, stop: &CancellationToken) -> Result<(), link::Closed> {
+    tokio::select! { biased;
+        () = stop.cancelled() => Err(link::Closed),
+        sent = ports.events.send(SourceEvent::Broken, 0) => sent,
+    }
+}
+
 async fn one_session(
     options: &Options,
     ports: &mut Ports,
     predecessor: &mut Option<i32>,
+    was_ahead: &mut bool,
     renews: bool,
     backoff: &mut Backoff,
 ) -> Result<Finished, Error> {
+    *was_ahead = false;
     let resume = *ports.resume.borrow_and_update();
+    let ahead = *ports.ahead.borrow() && !ports.plain.load(Ordering::Relaxed);
     let begun = tokio::select! { biased;
         () = ports.stop.cancelled() => return Ok(Finished::Stopped),
-        begun = begin(options, resume, predecessor, renews) => begun,
+        begun = begin(options, resume, predecessor, Backlog { renews, ahead }) => begun,
     };
     let (both, admitted) = begun?;
     backoff.on_success();
-    let Admitted { start, proto_version, streaming, binary, .. } = admitted;
+    let Admitted { start, proto_version, streaming, binary, ahead_until, .. } = admitted;
     tracing::info!(slot = options.slot, %start, proto_version, streaming, binary, "source streams");
+    *was_ahead = ahead_until.is_some();
     ports.state.send_replace(SessionState::Streaming { received: start });
     let driver = Driver::new(both, &admitted, options, ports);
-    driver.run(SourceEvent::Session { proto_version, streaming, binary, start }).await
+    driver.run(SourceEvent::Session { proto_version, streaming, binary, start, ahead_until }).await
 }
 
 async fn begin(
     options: &Options,
     resume: Option<Lsn>,
     predecessor: &mut Option<i32>,
-    renews: bool,
+    backlog: Backlog,
 ) -> Result<(CopyBoth, Admitted), Error> {
     let connected = wire::connect_raw(&options.endpoint, Mode::Replication, "stream").await;
     let mut connection = connected.map_err(Error::wire("connect to the source for replication"))?;
-    let admitted = admit(&mut connection, options, resume, *predecessor, renews).await?;
+    let admitted = admit(&mut connection, options, resume, *predecessor, backlog).await?;
     *predecessor = Some(connection.backend_pid());
     let both = connection.copy_both(&admitted.command).await.map_err(Error::wire("begin the stream"))?;
     Ok((both, admitted))

@@ -17,6 +17,8 @@ pub const GROUPS_TOTAL: &str = "changeover_groups_total";
 pub const DEAD_LETTERS_TOTAL: &str = "changeover_dead_letters_total";
 pub const FOREIGN_WRITES_TOTAL: &str = "changeover_foreign_writes_total";
 pub const TRANSACTIONS_TOTAL: &str = "changeover_transactions_total";
+/// Label `outcome`: committed, given_up, rolled_back.
+pub const AHEAD_TOTAL: &str = "changeover_ahead_total";
 pub const SNAPSHOT_ROWS_TOTAL: &str = "changeover_snapshot_rows_total";
 pub const SNAPSHOT_BYTES_TOTAL: &str = "changeover_snapshot_bytes_total";
 pub const SNAPSHOT_PROGRESS_RATIO: &str = "changeover_snapshot_progress_ratio";
@@ -60,6 +62,7 @@ pub const LABEL_STAGE: &str = "stage";
 pub const LABEL_OP: &str = "op";
 pub const LABEL_REASON: &str = "reason";
 pub const LABEL_WAY: &str = "way";
+pub const LABEL_OUTCOME: &str = "outcome";
 
 /// Starts collecting, with the label `migration` on whatever does not carry it. One recorder a process, whoever asks
 /// first: it is a process of one migration.
@@ -92,6 +95,7 @@ fn describe_all() {
         "Times that somebody else was seen to have written to a table of the target"
     );
     describe_counter!(TRANSACTIONS_TOTAL, "Source transactions that are durable in the sink");
+    describe_counter!(AHEAD_TOTAL, "Source transactions that were applied ahead of their commits, by outcome");
     describe_counter!(SNAPSHOT_ROWS_TOTAL, "Rows copied before streaming");
     describe_counter!(SNAPSHOT_BYTES_TOTAL, Unit::Bytes, "Bytes copied before streaming, as they travelled");
     describe_gauge!(

@@ -23,6 +23,12 @@ pub enum Point {
     GroupCommitted,
     /// Its position has been told.
     GroupTold,
+    /// A transaction that was applied ahead has committed on the source; its commit on the target is not sent.
+    AheadDue,
+    /// The target has committed it; nobody has been told.
+    AheadCommitted,
+    /// The decoder has been told, and emits how far it has come.
+    AheadTold,
     /// A segment's file is there.
     SegmentCreated,
     SegmentWritten,
@@ -40,7 +46,7 @@ pub enum Point {
 }
 
 impl Point {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::SnapshotHanded,
         Self::ReportDue,
         Self::Reported,
@@ -48,6 +54,9 @@ impl Point {
         Self::GroupAhead,
         Self::GroupCommitted,
         Self::GroupTold,
+        Self::AheadDue,
+        Self::AheadCommitted,
+        Self::AheadTold,
         Self::SegmentCreated,
         Self::SegmentWritten,
         Self::SegmentSynced,
@@ -69,6 +78,9 @@ impl Point {
             Self::GroupAhead => "group-ahead",
             Self::GroupCommitted => "group-committed",
             Self::GroupTold => "group-told",
+            Self::AheadDue => "ahead-due",
+            Self::AheadCommitted => "ahead-committed",
+            Self::AheadTold => "ahead-told",
             Self::SegmentCreated => "segment-created",
             Self::SegmentWritten => "segment-written",
             Self::SegmentSynced => "segment-synced",

@@ -73,6 +73,8 @@ impl Plan {
         let reachable = |point: &Point| match point {
             // Passed before the blows begin: see `snapshot`.
             Point::SnapshotHanded => false,
+            // Only in a backlog: see `ahead`.
+            Point::AheadDue | Point::AheadCommitted | Point::AheadTold => false,
             Point::ReportDue | Point::Reported | Point::GroupDue | Point::GroupCommitted | Point::GroupTold => true,
             // Only full groups go ahead of their turn.
             Point::GroupAhead => self.group == "64KiB",

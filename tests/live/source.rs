@@ -1,5 +1,7 @@
 //! The replication session against real servers: what it refuses, what it survives, and that nothing holds up its reports.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use changeover::demo::{PgCluster, PostgresPrograms, StopMode};
@@ -24,6 +26,8 @@ struct Stream {
     confirmed: watch::Sender<Option<Lsn>>,
     resume: watch::Sender<Option<Lsn>>,
     state: watch::Receiver<SessionState>,
+    ahead: watch::Sender<bool>,
+    plain: Arc<AtomicBool>,
     stop: CancellationToken,
 }
 
@@ -33,17 +37,21 @@ impl Stream {
         let (confirmed, confirmed_seen) = watch::channel(None);
         let (resume, resume_seen) = watch::channel(None);
         let (state_told, state) = watch::channel(SessionState::Connecting);
+        let (ahead, ahead_seen) = watch::channel(false);
+        let plain = Arc::new(AtomicBool::new(false));
         let stop = CancellationToken::new();
         let ports = Ports {
             events: sender,
             confirmed: confirmed_seen,
             resume: resume_seen,
             state: state_told,
+            ahead: ahead_seen,
+            plain: Arc::clone(&plain),
             stop: stop.clone(),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(source::run(options, ports));
-        Self { tasks, events, confirmed, resume, state, stop }
+        Self { tasks, events, confirmed, resume, state, ahead, plain, stop }
     }
 
     async fn next(&mut self) -> SourceEvent {
@@ -342,6 +350,44 @@ async fn a_backlog_comes_at_its_commits_and_then_a_new_session_streams() {
         1,
         "what was confirmed does not come again"
     );
+    stream.stop.cancel();
+    stream.end().await.unwrap();
+}
+
+/// A session that the source streams says up to where it may be applied ahead; one that was given up is asked for at its commit
+/// until the backlog is done.
+#[tokio::test]
+async fn a_backlog_is_streamed_where_the_target_takes_it_ahead() {
+    let server = cluster(|options| options);
+    let session = prepared(&server).await;
+    for n in 0..6 {
+        session.batch_execute(&format!("INSERT INTO public.t VALUES ({n}, 'x')")).await.unwrap();
+        session.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+    }
+    let mut stream = Stream::start(Options { streaming: true, ..options(&server) }, 64 << 20);
+    let SourceEvent::Session { streaming: false, ahead_until: None, .. } = stream.next().await else {
+        panic!("a backlog comes whole where the target does not take it ahead")
+    };
+    stream.ahead.send_replace(true);
+    let break_off = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";
+    for given_up in [false, true] {
+        stream.plain.store(given_up, Ordering::Relaxed);
+        session.query_one(break_off, &[]).await.unwrap();
+        let (mut broken, mut begun) = (false, None);
+        while begun.is_none() {
+            match stream.next().await {
+                SourceEvent::Broken => broken = true,
+                SourceEvent::Session { streaming, ahead_until, .. } => begun = Some((streaming, ahead_until.is_some())),
+                SourceEvent::Frames(_) => {}
+            }
+        }
+        assert_eq!(begun, Some((!given_up, !given_up)));
+        assert_eq!(broken, given_up, "whoever holds something open is told that it does in vain");
+    }
+    let end: String = session.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
+    stream.confirmed.send_replace(Some(end.parse().unwrap()));
+    stream.begun().await;
+    assert!(!stream.plain.load(Ordering::Relaxed), "the next backlog may be taken ahead again");
     stream.stop.cancel();
     stream.end().await.unwrap();
 }

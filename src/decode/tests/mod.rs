@@ -7,3 +7,4 @@ mod pitfalls;
 mod sessions;
 mod batches;
 mod hostile;
+mod ahead;

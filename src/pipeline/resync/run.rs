@@ -304,6 +304,7 @@ impl Resync {
             },
             options,
             commands: Commands::default(),
+            ahead: None,
             touched: self.setting_apart.listeners.clone(),
             tally: self.board.tally(),
             // What waited for the copy says nothing about the stream.

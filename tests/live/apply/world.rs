@@ -171,6 +171,7 @@ impl World {
         let ports = apply::Ports {
             input: receiver,
             commands: asked,
+            ahead: None,
             settled: sender,
             touched: None,
             tally: Arc::new(Tally::default()),
