@@ -10,6 +10,7 @@
 
 mod support;
 
+use std::process::Command;
 use std::time::Duration;
 
 use changeover::demo::PgCluster;
@@ -116,11 +117,13 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
         decoding.push(timed(|| decode_alone(source, load, round)));
         let name = database(target, "native", round);
         let mut sender = 0.0;
+        chill();
         native.push(timed(|| sender = subscribe(source, target, &name, round, &end)));
         walsender_native.push(sender);
         unsubscribe(target, &name);
         let name = database(target, "ours", round);
         let mut used = Used::default();
+        chill();
         let took = timed(|| used = changeover(source, target, load, &name, round, &end));
         ratios.push(took / native[round as usize]);
         shares.push(used.own / took);
@@ -226,6 +229,15 @@ fn unsubscribe(target: &PgCluster, name: &str) {
     psql(target, name, &format!("ALTER SUBSCRIPTION {subscription} DISABLE"));
     psql(target, name, &format!("ALTER SUBSCRIPTION {subscription} SET (slot_name = NONE)"));
     psql(target, name, &format!("DROP SUBSCRIPTION {subscription}"));
+}
+
+/// `BENCH_COLD=1`: nothing of the target's files is in the system's memory when a drain begins, as with a database larger
+/// than that. Needs root.
+fn chill() {
+    if number("BENCH_COLD", 0) == 1 {
+        let dropped = Command::new("sh").args(["-c", "sync; echo 3 > /proc/sys/vm/drop_caches"]).status().unwrap();
+        assert!(dropped.success(), "BENCH_COLD needs root");
+    }
 }
 
 /// Processor seconds, and peak memory.
