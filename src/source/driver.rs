@@ -117,6 +117,9 @@ impl<'a> Driver<'a> {
 
     async fn on_frames(&mut self, batch: FrameBatch) -> Result<(), Error> {
         self.rest_until = self.pace.on_read(&batch).map(|rest| Instant::now() + rest);
+        if self.pace.widens(&batch) {
+            self.both.widen()?;
+        }
         self.decide(received(&batch));
         if let Some(received) = self.machine.received() {
             self.state.send_replace(SessionState::Streaming { received });

@@ -36,11 +36,13 @@ pub(super) struct Pace {
     /// Since the last rest.
     read_bytes: usize,
     read_messages: usize,
+    /// The socket's window has been made wider.
+    widened: bool,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { committed_at_us: None, rest: LONGEST_REST, read_bytes: 0, read_messages: 0 }
+        Self { committed_at_us: None, rest: LONGEST_REST, read_bytes: 0, read_messages: 0, widened: false }
     }
 }
 
@@ -64,6 +66,14 @@ impl Pace {
         self.committed_at_us = committed_at_us.or(self.committed_at_us);
         let is_behind = self.committed_at_us.is_some_and(|at| sent_at_us.saturating_sub(at) >= BEHIND_US);
         (is_behind && batch.size_bytes < PLENTY_BYTES).then(|| self.next_rest())
+    }
+
+    /// Whether the socket's window should be wider: once, when messages come of which few fill it. Small ones are better
+    /// gathered at the sender.
+    pub(super) fn widens(&mut self, batch: &FrameBatch) -> bool {
+        let is_telling = batch.size_bytes >= PLENTY_BYTES / 4;
+        let are_few = batch.frames.len() * PLENTY_BYTES < batch.size_bytes * FEW_MESSAGES;
+        is_telling && are_few && !std::mem::replace(&mut self.widened, true)
     }
 
     /// Half as long after one in which a few messages filled the socket, longer again when it was far from full.
@@ -187,6 +197,18 @@ mod tests {
             Some(LONGEST_REST),
             "small rows that are gathered at the sender"
         );
+    }
+
+    #[test]
+    fn the_window_is_widened_once_for_messages_of_which_few_fill_it() {
+        let row = || frame(b'I', 8, NOW_US, NOW_US);
+        let rows = |count: usize, size_bytes| read(vec![row(); count], size_bytes);
+        let (telling, few) = (PLENTY_BYTES / 4, FEW_MESSAGES / 4 - 1);
+        let mut pace = Pace::default();
+        assert!(!pace.widens(&rows(few + 1, telling)), "small ones are gathered at the sender");
+        assert!(!pace.widens(&rows(1, telling - 1)), "a lone one says nothing of the others");
+        assert!(pace.widens(&rows(few, telling)));
+        assert!(!pace.widens(&rows(few, telling)), "it is wider already");
     }
 
     #[test]

@@ -45,6 +45,11 @@ impl CopyBoth {
         self.connection.messages.lay_aside().map_err(|error| self.connection.lost(error))
     }
 
+    /// Lets the server send more before it is read: for messages so large that few of them fill the window.
+    pub fn widen(&mut self) -> Result<(), Error> {
+        self.connection.messages.widen().map_err(|error| self.connection.lost(error))
+    }
+
     /// Takes in what has arrived since it was laid aside; what is whole of it is what [`Self::next`] answers with at once.
     /// Nothing for a connection inside TLS or over a Unix socket.
     pub fn glance(&mut self) -> Result<(), Error> {

@@ -143,6 +143,11 @@ impl Messages {
         self.stream.lay_aside()
     }
 
+    /// Lets more arrive before it is read.
+    pub(super) fn widen(&mut self) -> io::Result<()> {
+        self.stream.widen()
+    }
+
     /// Takes in what has arrived since it was laid aside.
     pub(super) fn glance(&mut self) -> io::Result<()> {
         self.make_room()?;

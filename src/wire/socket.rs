@@ -52,6 +52,16 @@ impl Socket {
         inbox.truncate(taken);
     }
 
+    /// A receive buffer of so many bytes, between two ends on one machine; elsewhere it is the system's, and grows by itself.
+    pub(super) fn widen(&self, bytes: u32) -> io::Result<()> {
+        let (socket, peer) = match &self.0 {
+            State::Polled(stream) => (socket2::SockRef::from(stream), stream.peer_addr()?),
+            State::LaidAside(stream) => (socket2::SockRef::from(stream), stream.peer_addr()?),
+            State::Lost => return Ok(()),
+        };
+        if peer.ip().is_loopback() { socket.set_recv_buffer_size(bytes as usize) } else { Ok(()) }
+    }
+
     fn take_up(&mut self) -> io::Result<&mut TcpStream> {
         if let State::LaidAside(_) = &self.0
             && let State::LaidAside(stream) = std::mem::replace(&mut self.0, State::Lost)

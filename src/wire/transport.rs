@@ -37,6 +37,15 @@ impl Stream {
         }
     }
 
+    /// Lets more arrive before it is read, where the window is [`Window::Narrow`].
+    pub(super) fn widen(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.widen(WIDENED_BYTES),
+            Self::Tls(stream) => stream.get_mut().0.widen(WIDENED_BYTES),
+            Self::Unix(_) => Ok(()),
+        }
+    }
+
     /// What has arrived since it was laid aside, as far as it can be had without waiting.
     pub(super) fn glance(&mut self, inbox: &mut BytesMut, bytes_max: usize) {
         match self {
@@ -58,10 +67,12 @@ pub(super) enum Window {
 }
 
 /// Of `SO_RCVBUF`; the kernel doubles it, for what it needs itself (socket(7)).
-const NARROW_BYTES: u32 = 64 << 10;
+const NARROW_BYTES: u32 = 32 << 10;
+/// The same for rows so large that few of them fill the narrow one.
+const WIDENED_BYTES: u32 = 64 << 10;
 /// Much smaller than the window: sender and receiver both wait for room for a whole segment (RFC 1122, 4.2.3.3 and
 /// 4.2.3.4), and those of the loopback device are as large as this window, which then stood still until a timer ran out.
-const NARROW_SEGMENT_BYTES: u32 = 16 << 10;
+const NARROW_SEGMENT_BYTES: u32 = 4 << 10;
 
 /// Opens the socket; nothing has been said yet.
 pub(super) async fn open(endpoint: &Endpoint, window: Window) -> Result<Stream, Error> {
