@@ -88,7 +88,7 @@ pub(super) struct Driver {
     pub(super) endpoint: Endpoint,
     pub(super) claim: Claim,
     /// Sessions without work. Whoever comes back last goes first.
-    pub(super) idle: Vec<Box<Target>>,
+    pub(super) idle: Vec<Target>,
     /// How many there may be, those at work included.
     pub(super) sessions_max: usize,
     /// What the first session may, and all others therefore have to.
@@ -183,7 +183,7 @@ impl Driver {
             sessions_max: options.sessions,
             replica: target.replica,
             has_origin: target.has_origin,
-            idle: vec![Box::new(target)],
+            idle: vec![target],
             shapes: Shapes::new(options.filter, options.renames, options.gathered, options.handovers, division),
             sink: sink_of(options.lane),
             position_interval: position_interval(options.lane),

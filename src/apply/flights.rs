@@ -20,7 +20,7 @@ use super::transaction::Step;
 pub(super) struct Flight {
     pub(super) group: Group,
     /// `None` after its session was given up: it takes whichever is free when its turn comes.
-    pub(super) target: Option<Box<Target>>,
+    pub(super) target: Option<Target>,
     pub(super) course: Course,
     /// Its commit is durable when it is answered.
     pub(super) flushes: bool,
@@ -75,7 +75,7 @@ impl Flights {
     /// The session that executes a group to its end. What is written for it now is sent next.
     pub(super) fn executing(&mut self) -> Option<&mut Target> {
         let first = self.row.front_mut().filter(|first| matches!(first.course, Course::Ends { .. }))?;
-        first.target.as_deref_mut()
+        first.target.as_mut()
     }
 
     pub(super) fn pop(&mut self) -> Option<Flight> {

@@ -143,7 +143,7 @@ impl Driver {
 
     /// A session that is free; opens one more while there may be more. `None` where that cannot be had: then we go on with
     /// those there are.
-    async fn free_session(&mut self) -> Option<Box<Target>> {
+    async fn free_session(&mut self) -> Option<Target> {
         if let Some(target) = self.idle.pop() {
             return Some(target);
         }
@@ -151,7 +151,7 @@ impl Driver {
         let origin = origin_of(&self.claim.migration, self.claim.lane, number);
         let why = match Box::pin(Target::open(&self.endpoint, self.claim.clone(), &origin)).await {
             Ok(target) if target.replica == self.replica && target.has_origin == self.has_origin => {
-                return Some(Box::new(target));
+                return Some(target);
             }
             Ok(_) => "it may do less than the first".to_owned(),
             Err(error) => crate::telemetry::chain(&error),
@@ -161,7 +161,7 @@ impl Driver {
         None
     }
 
-    async fn send_to_end(&mut self, mut target: Box<Target>, group: Group, script: Script<Step>, flushes: bool) {
+    async fn send_to_end(&mut self, mut target: Target, group: Group, script: Script<Step>, flushes: bool) {
         self.gather_until = None;
         Point::GroupDue.reach();
         let sent = target.send(script).await;
@@ -171,7 +171,7 @@ impl Driver {
         self.flights.push(Flight { group, target: Some(target), course, flushes });
     }
 
-    async fn send_ahead(&mut self, mut target: Box<Target>, group: Group, script: Script<Step>, shares: Vec<Share>) {
+    async fn send_ahead(&mut self, mut target: Target, group: Group, script: Script<Step>, shares: Vec<Share>) {
         let sent = target.send(script).await;
         Point::GroupAhead.reach();
         let course = Course::Ahead { sent, shares };
