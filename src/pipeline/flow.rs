@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::model::{Batch, Lsn, SinkName};
-use crate::progress::{SinkLag, Tracker};
+use crate::model::{Lsn, SinkName};
+use crate::progress::{Decoded, SinkLag, Tracker};
 use crate::spool::Resumed;
 use crate::telemetry::clock;
 
@@ -53,11 +53,11 @@ impl Flow {
         self.heard_at_us.store(clock::unix_us(), Ordering::Relaxed);
     }
 
-    /// A batch is about to enter the spool.
-    pub(super) fn decoded(&self, batch: &Batch) {
+    /// The spool has taken a batch.
+    pub(super) fn decoded(&self, decoded: Decoded) {
         let mut tracker = self.lock();
-        tracker.decoded(batch);
-        self.received.send_replace(Some(batch.through));
+        tracker.decoded(decoded);
+        self.received.send_replace(Some(decoded.through()));
         self.confirm(&tracker);
         drop(tracker);
         self.moved.notify_waiters();

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::decode::{self, Decoder, Interrupted};
 use crate::link;
 use crate::model::SourceIdentity;
+use crate::progress::Decoded;
 use crate::source::{self, SessionState, SourceEvent};
 use crate::spool::Spool;
 use crate::telemetry::chain;
@@ -128,8 +129,9 @@ fn decode_all(
             SourceEvent::Frames(frames) => {
                 flow.heard();
                 let handed_on = decoder.on_frames(&frames, &mut |batch| {
-                    flow.decoded(&batch);
-                    spool.append(batch)
+                    // Not before the spool has it: a new session begins behind what is told here.
+                    let decoded = Decoded::of(&batch);
+                    spool.append(batch).map(|()| flow.decoded(decoded))
                 });
                 handed_on.map_err(|interrupted| match interrupted {
                     Interrupted::Decode(error) => Error::from(error),

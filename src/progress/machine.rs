@@ -35,6 +35,27 @@ pub struct SinkLag {
 /// A change that waits for this long is a backlog.
 const BEHIND_US: i64 = 1_000_000;
 
+/// What there is to know of a batch once the spool has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    through: Lsn,
+    wal_end: Lsn,
+    /// The end of its last whole transaction, and when its first one was committed.
+    last: Option<(Lsn, i64)>,
+}
+
+impl Decoded {
+    pub fn of(batch: &Batch) -> Self {
+        let ends = batch.transactions.iter().filter(|transaction| transaction.part.ends()).map(|it| it.end);
+        let last = ends.max().zip(batch.transactions.first().map(|first| first.committed_at_us));
+        Self { through: batch.through, wal_end: batch.wal_end, last }
+    }
+
+    pub fn through(&self) -> Lsn {
+        self.through
+    }
+}
+
 impl Tracker {
     /// Starts from what each sink says it holds.
     pub fn new(resume: impl IntoIterator<Item = (SinkName, Lsn)>) -> Self {
@@ -80,16 +101,16 @@ impl Tracker {
         (through > before).then_some(through)
     }
 
-    /// A batch has been decoded and is on its way to every sink.
-    pub fn decoded(&mut self, batch: &Batch) {
-        assert!(Some(batch.through) >= self.decoded_through, "the decoder went back to {}", batch.through);
-        self.decoded_through = Some(batch.through);
-        self.heard_of(batch.wal_end);
-        let ends = batch.transactions.iter().filter(|transaction| transaction.part.ends()).map(|it| it.end);
-        if let (Some(end), Some(first)) = (ends.max(), batch.transactions.first()) {
+    /// A batch has been decoded, and the spool has it for every sink. One of them may have settled it already.
+    pub fn decoded(&mut self, decoded: Decoded) {
+        let Decoded { through, wal_end, last } = decoded;
+        assert!(Some(through) >= self.decoded_through, "the decoder went back to {through}");
+        self.decoded_through = Some(through);
+        self.heard_of(wal_end);
+        if let Some((end, first_committed_at_us)) = last {
             self.last_transaction_end = Some(end);
             for sink in self.sinks.values_mut().filter(|sink| sink.settled < end) {
-                sink.backlog.push(end, first.committed_at_us);
+                sink.backlog.push(end, first_committed_at_us);
             }
         }
     }
@@ -210,7 +231,7 @@ mod tests {
     #[test]
     fn the_slower_sink_decides_what_is_confirmed() {
         let mut tracker = two_sinks();
-        tracker.decoded(&batch(&[200, 300], 300));
+        tracker.decoded(Decoded::of(&batch(&[200, 300], 300)));
         assert_eq!(tracker.settled(SinkName::Target, lsn(300)), None);
         assert_eq!(tracker.confirmed(), lsn(100));
         assert_eq!(tracker.settled(SinkName::Kafka, lsn(200)), Some(lsn(200)));
@@ -220,7 +241,7 @@ mod tests {
     #[test]
     fn a_sink_that_joins_holds_back_what_is_confirmed_until_it_leaves() {
         let mut tracker = two_sinks();
-        tracker.decoded(&batch(&[200, 300], 300));
+        tracker.decoded(Decoded::of(&batch(&[200, 300], 300)));
         tracker.settled(SinkName::Kafka, lsn(300));
         tracker.settled(SinkName::Target, lsn(200));
         tracker.join(SinkName::Resync, SinkName::Target);
@@ -236,7 +257,7 @@ mod tests {
         // Every interleaving of three settlements a sink.
         for choice in 0..(1_u32 << 6) {
             let mut tracker = two_sinks();
-            tracker.decoded(&batch(&[200, 300, 400], 400));
+            tracker.decoded(Decoded::of(&batch(&[200, 300, 400], 400)));
             let mut at = [100, 100];
             for step in 0..6 {
                 let index = (choice >> step & 1) as usize;
@@ -252,7 +273,7 @@ mod tests {
     fn with_a_durable_spool_its_end_is_confirmed_whatever_the_sinks_hold() {
         let mut tracker = two_sinks().with_spool(lsn(150), Some(lsn(150)), &[]);
         assert_eq!(tracker.confirmed(), lsn(150));
-        tracker.decoded(&batch(&[200, 300], 300));
+        tracker.decoded(Decoded::of(&batch(&[200, 300], 300)));
         for name in [SinkName::Target, SinkName::Kafka] {
             assert_eq!(tracker.settled(name, lsn(300)), None);
         }
@@ -266,7 +287,7 @@ mod tests {
     fn what_a_spool_kept_over_a_restart_counts_as_missing_and_as_old_as_it_is() {
         let mut tracker =
             two_sinks().with_spool(lsn(900), Some(lsn(800)), &[(lsn(500), 1_000_000), (lsn(800), 3_000_000)]);
-        tracker.decoded(&batch(&[], 1000));
+        tracker.decoded(Decoded::of(&batch(&[], 1000)));
         assert!(!tracker.drained(lsn(200)) && !tracker.reached(SinkName::Target, lsn(900)));
         assert_eq!(tracker.lag(SinkName::Target, 5_000_000, None).unwrap(), SinkLag { bytes: 900, seconds: 4.0 });
         tracker.settled(SinkName::Target, lsn(500));
@@ -283,7 +304,7 @@ mod tests {
         let mut tracker = two_sinks();
         let seconds = |tracker: &Tracker, now| tracker.lag(SinkName::Target, now, None).unwrap().seconds;
         assert_eq!(seconds(&tracker, 9_000_000), 0.0);
-        tracker.decoded(&batch(&[1_000_000, 2_000_000], 2_000_000));
+        tracker.decoded(Decoded::of(&batch(&[1_000_000, 2_000_000], 2_000_000)));
         assert_eq!(seconds(&tracker, 3_000_000), 2.0);
         assert_eq!(seconds(&tracker, 5_000_000), 4.0);
         tracker.settled(SinkName::Target, lsn(2_000_000));
@@ -297,7 +318,7 @@ mod tests {
         let bytes = |tracker: &Tracker, now_us| tracker.lag(SinkName::Target, now_us, None).unwrap().bytes;
         tracker.source_ends(lsn(5_000));
         assert_eq!(bytes(&tracker, 0), 0, "nothing waits");
-        tracker.decoded(&batch(&[200], 200));
+        tracker.decoded(Decoded::of(&batch(&[200], 200)));
         let oldest = tracker.sinks[&SinkName::Target].backlog.oldest_us().unwrap();
         let begin = tracker.settled_through(SinkName::Target).unwrap();
         assert_eq!(bytes(&tracker, oldest + BEHIND_US - 1), lsn(200).bytes_since(begin));
@@ -307,8 +328,8 @@ mod tests {
     #[test]
     fn a_keepalive_counts_as_reached_once_all_transactions_are_settled() {
         let mut tracker = two_sinks();
-        tracker.decoded(&batch(&[200], 200));
-        tracker.decoded(&batch(&[], 900));
+        tracker.decoded(Decoded::of(&batch(&[200], 200)));
+        tracker.decoded(Decoded::of(&batch(&[], 900)));
         assert!(!tracker.drained(lsn(200)));
         tracker.settled(SinkName::Target, lsn(200));
         tracker.settled(SinkName::Kafka, lsn(200));
@@ -322,7 +343,7 @@ mod tests {
     fn a_long_backlog_keeps_its_oldest_time() {
         let mut tracker = two_sinks();
         for end in 1..20_000_u64 {
-            tracker.decoded(&batch(&[1000 + end], 1000 + end));
+            tracker.decoded(Decoded::of(&batch(&[1000 + end], 1000 + end)));
         }
         assert_eq!(tracker.lag(SinkName::Target, 1001 + 7_000_000, None).unwrap().seconds, 7.0);
         tracker.settled(SinkName::Target, lsn(10_000));

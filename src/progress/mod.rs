@@ -5,4 +5,4 @@
 mod backlog;
 mod machine;
 
-pub use machine::{SinkLag, Tracker};
+pub use machine::{Decoded, SinkLag, Tracker};
