@@ -119,7 +119,7 @@ pub(super) struct Driver {
     /// When we last looked whether what went ahead holds up what is before it.
     pub(super) looked_at: Instant,
     /// A source transaction came in parts and its target transaction is open. What its pieces did so far.
-    open: Option<Counts>,
+    pub(super) open: Option<Counts>,
     /// Tables (by [`super::table::Table::place`]) whose sets failed for their order: no longer folded.
     ordered: HashSet<u32>,
     /// Tables whose changes were refused ahead of their turn.
@@ -328,7 +328,7 @@ impl Driver {
     fn reach(&mut self, through: Lsn) {
         self.reached = self.reached.max(Some(through));
         let durable = self.ports.settled.borrow().through;
-        let in_parts = self.open.is_some() || self.waits_in_parts();
+        let in_parts = self.open.is_some() || self.is_in_parts();
         if Some(through) > durable && !in_parts {
             self.group.reach(through);
         }
@@ -398,11 +398,10 @@ impl Driver {
         }
         self.idle.push(target);
         self.waits_for_end = false;
-        // The server should not wait for our accounts.
+        // The server should not wait for our accounts. Nothing is gathered before they are made: they tell whether a
+        // transaction is open.
         self.take_turn().await?;
-        if self.staged.is_some() {
-            self.launch().await?;
-        }
+        self.send_what_is_staged().await;
         Point::GroupCommitted.reach();
         self.done(group, flushed);
         Point::GroupTold.reach();

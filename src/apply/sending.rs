@@ -61,6 +61,12 @@ impl Driver {
         Ok(())
     }
 
+    pub(super) async fn send_what_is_staged(&mut self) {
+        if let Some(staged) = self.staged.take().filter(|_| !self.stopping) {
+            self.send_staged(staged).await;
+        }
+    }
+
     async fn send_staged(&mut self, staged: Staged) -> bool {
         let may_go = match &staged.kind {
             Kind::Whole { .. } => self.flights.is_empty(),
@@ -80,7 +86,7 @@ impl Driver {
 
     /// The usual way: one group after the other.
     async fn send_whole(&mut self) -> Result<bool, Error> {
-        if self.group.is_empty() || !self.is_due() {
+        if self.group.is_empty() || self.would_commit_early() || !self.is_due() {
             return Ok(false);
         }
         let flushes = self.flushes(&self.group);
@@ -277,16 +283,21 @@ impl Driver {
 
     pub(super) fn due(&self) -> Option<Instant> {
         match self.flights.is_empty() {
-            true if self.is_joining() || self.group.is_empty() => None,
+            true if self.is_joining() || self.group.is_empty() || self.would_commit_early() => None,
             true => self.group_due(),
             false => self.look_again_at(),
         }
     }
 
-    /// A source transaction is divided among target statements that are not sent yet.
-    pub(super) fn waits_in_parts(&self) -> bool {
+    /// A position alone has to wait for the end of an open transaction, which it would commit.
+    fn would_commit_early(&self) -> bool {
+        self.open.is_some() && self.group.extent == Extent::Whole
+    }
+
+    /// A source transaction is divided among groups that are not done yet.
+    pub(super) fn is_in_parts(&self) -> bool {
         let staged = self.staged.as_ref().map(|staged| &staged.group);
-        staged.into_iter().chain([&self.group]).any(|group| group.extent != Extent::Whole)
+        self.flights.groups().chain(staged).chain([&self.group]).any(|group| group.extent != Extent::Whole)
     }
 
     /// What went ahead was refused: it is done again in its turn, and the table waits for its turn from now on.
