@@ -332,19 +332,23 @@ impl Runner {
         };
         Point::AheadDue.reach();
         let outcome = open.commit(commit).await;
-        if matches!(outcome, Ended::Committed) {
-            Point::AheadCommitted.reach();
-            info!(xid = commit.xid.0, position = %commit.end, "committed a transaction that was applied ahead");
-            self.floor = self.floor.max(Some(commit.end));
-        }
-        let fate = if matches!(outcome, Ended::Committed) { Fate::Committed } else { Fate::GivenUp };
-        if matches!(fate, Fate::GivenUp) {
-            let why = match &outcome {
-                Ended::Unknown(error) => chain(error),
-                Ended::Committed | Ended::GivenUp => "the position could not be written".to_owned(),
-            };
-            told_given_up(open.xid, &open.ticket, AheadGivenUp::because(why));
-        }
+        let refused = match &outcome {
+            Ended::Committed => None,
+            Ended::GivenUp => Some("the position could not be written".to_owned()),
+            Ended::Unknown(error) => Some(chain(error)),
+        };
+        let fate = match refused {
+            None => {
+                Point::AheadCommitted.reach();
+                info!(xid = commit.xid.0, position = %commit.end, "committed a transaction that was applied ahead");
+                self.floor = self.floor.max(Some(commit.end));
+                Fate::Committed
+            }
+            Some(why) => {
+                told_given_up(open.xid, &open.ticket, AheadGivenUp::because(why));
+                Fate::GivenUp
+            }
+        };
         // One that has ended looks at the position when it begins again.
         drop(ended.send(outcome));
         open.retire(fate).await;

@@ -172,9 +172,9 @@ impl Driver {
         Point::GroupDue.reach();
         let sent = target.send(script).await;
         report::sent(&group, false);
-        self.touch(&group);
         let course = Course::Ends { sent };
         self.flights.push(Flight { group, target: Some(target), course, flushes });
+        self.touch_first();
     }
 
     async fn send_ahead(&mut self, mut target: Target, group: Group, script: Script<Step>, shares: Vec<Share>) {
@@ -210,15 +210,14 @@ impl Driver {
         first.target = Some(target);
         first.course = Course::Ends { sent };
         first.flushes = flushes;
-        if let Some(touched) = &self.ports.touched {
-            report::touch(&first.group, touched.as_ref());
-        }
+        self.touch_first();
         Ok(())
     }
 
-    /// Whoever asks for these keys asks us first, and is not answered before they are there.
-    fn touch(&self, group: &Group) {
-        if let Some(touched) = &self.ports.touched {
+    /// The first group is on its way to its commit. Whoever asks for its keys asks us first, and is not answered before
+    /// they are there.
+    fn touch_first(&self) {
+        if let (Some(touched), Some(group)) = (&self.ports.touched, self.flights.groups().next()) {
             report::touch(group, touched.as_ref());
         }
     }

@@ -78,6 +78,36 @@ pub struct Table {
     pub block_count: u64,
 }
 
+#[cfg(test)]
+impl Table {
+    /// An ordinary one with nothing to it, for tests that care about little of it.
+    pub(crate) fn sample(name: TableName) -> Self {
+        Self {
+            name,
+            oid: 1,
+            kind: TableKind::Ordinary,
+            partition: None,
+            partition_key: None,
+            leaf_count: 0,
+            leaves: Vec::new(),
+            inner: Vec::new(),
+            inherits: Vec::new(),
+            owner: "me".to_owned(),
+            columns: Vec::new(),
+            primary_key: None,
+            unique_keys: Vec::new(),
+            foreign_keys: Vec::new(),
+            replica_identity: ReplicaIdentity::Default,
+            identity_columns: Vec::new(),
+            triggers: Vec::new(),
+            row_security: false,
+            row_estimate: None,
+            size_bytes: 0,
+            block_count: 0,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableKind {
     /// Holds rows itself. May be a leaf, may have children by inheritance.

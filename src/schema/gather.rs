@@ -248,7 +248,6 @@ impl Unfit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ReplicaIdentity;
     use crate::schema::{Database, Partition};
 
     fn name(name: &str) -> TableName {
@@ -265,27 +264,14 @@ mod tests {
         let table = |&(table, parent, bounds): &(&str, &str, &str)| {
             let (key, table) = table.split_once('*').map_or((None, table), |(key, table)| (Some(key), table));
             Table {
-                name: name(table),
-                oid: 1,
                 kind: if key.is_some() { TableKind::Partitioned } else { TableKind::Ordinary },
                 partition: (!parent.is_empty()).then(|| Partition { parent: name(parent), bounds: bounds.to_owned() }),
                 partition_key: key.map(str::to_owned),
                 leaf_count: if key.is_some() { leaves_under(tables, table) } else { 0 },
-                leaves: Vec::new(),
-                inner: Vec::new(),
-                inherits: Vec::new(),
-                owner: String::new(),
-                columns: Vec::new(),
-                primary_key: None,
-                unique_keys: Vec::new(),
-                foreign_keys: Vec::new(),
-                replica_identity: ReplicaIdentity::Default,
-                identity_columns: Vec::new(),
-                triggers: Vec::new(),
-                row_security: false,
                 row_estimate: Some(2),
                 size_bytes: 3,
                 block_count: 1,
+                ..Table::sample(name(table))
             }
         };
         let mut tables: Vec<Table> = tables.iter().map(table).collect();

@@ -41,21 +41,19 @@ impl Snapshots {
             return Ok(Arc::clone(holder));
         }
         let tables = left();
-        let next = match &*current {
-            Some(_) => Holder::open_next(&self.source, &tables).await?,
-            None => None,
-        };
-        let next = match next {
-            Some(next) => Arc::new(next),
-            None => {
-                drop(current.take());
-                Arc::new(Holder::open(&self.source, &tables, &self.stop).await?)
+        let mut next = None;
+        if let Some(old) = &*current {
+            next = Holder::open_next(&self.source, &tables).await?;
+            if next.is_some() {
+                old.confirm().await?;
             }
-        };
-        if let Some(old) = current.replace(Arc::clone(&next)) {
-            old.confirm().await?;
         }
-        Ok(next)
+        drop(current.take());
+        let next = match next {
+            Some(next) => next,
+            None => Holder::open(&self.source, &tables, &self.stop).await?,
+        };
+        Ok(Arc::clone(current.insert(Arc::new(next))))
     }
 
     /// Whether the next part would be read under `holder` as well. A snapshot that is just being changed is another one.

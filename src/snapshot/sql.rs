@@ -278,8 +278,8 @@ pub(super) mod tests {
     use super::super::plan::Cut;
     use super::super::split::TableCopy;
     use super::*;
-    use crate::model::{ReplicaIdentity, TableName, TypeName};
-    use crate::schema::{BinaryCopy, GeneratedKind, Table, TableKind};
+    use crate::model::{TableName, TypeName};
+    use crate::schema::{BinaryCopy, GeneratedKind, Table};
 
     fn column(name: &str, generated: Option<GeneratedKind>) -> Column {
         Column {
@@ -300,29 +300,8 @@ pub(super) mod tests {
 
     /// The last of `part_count` parts of a table of ten blocks.
     pub(in super::super) fn unit(columns: Vec<Column>, part_count: u32) -> Unit {
-        let table = Table {
-            name: TableName::new("s", "t"),
-            oid: 1,
-            kind: TableKind::Ordinary,
-            partition: None,
-            partition_key: None,
-            leaf_count: 0,
-            leaves: Vec::new(),
-            inner: Vec::new(),
-            inherits: Vec::new(),
-            owner: "me".to_owned(),
-            columns,
-            primary_key: Some(vec!["a".to_owned()]),
-            unique_keys: Vec::new(),
-            foreign_keys: Vec::new(),
-            replica_identity: ReplicaIdentity::Default,
-            identity_columns: Vec::new(),
-            triggers: Vec::new(),
-            row_security: false,
-            row_estimate: None,
-            size_bytes: 0,
-            block_count: 0,
-        };
+        let table =
+            Table { columns, primary_key: Some(vec!["a".to_owned()]), ..Table::sample(TableName::new("s", "t")) };
         let destination = Destination {
             name: TableName::new("s", "t"),
             partitioned: false,

@@ -95,6 +95,14 @@ impl World {
         assert_eq!(found, [begun, committed, given_up], "{}", self.daemon.log());
     }
 
+    /// What was written becomes a backlog and is applied: in these ways, with the same rows.
+    async fn drains_equal(&mut self, begun: usize, committed: usize, given_up: usize) {
+        self.fill().await;
+        self.drain().await;
+        self.assert_equal().await;
+        self.assert_ways(begun, committed, given_up);
+    }
+
     /// Only what was dirtied is looked at again, by the daemon's own account.
     fn verify(&self) {
         let verified = self.daemon.command(&["verify"]);
@@ -180,10 +188,7 @@ async fn a_part_that_was_rolled_back_makes_it_come_at_its_commit() {
     world.small.exec("UPDATE other SET n = 3 WHERE id = 3").await;
     world.source.exec("ROLLBACK TO s; INSERT INTO t VALUES (30001, 1, 30001, 'kept', NULL)").await;
     world.source.exec("SAVEPOINT r; UPDATE t SET n = n + 2 WHERE id < 3000; RELEASE r; COMMIT").await;
-    world.fill().await;
-    world.drain().await;
-    world.assert_equal().await;
-    world.assert_ways(1, 0, 0);
+    world.drains_equal(1, 0, 0).await;
     assert_eq!(world.count(ROLLED_BACK), 1, "{}", world.daemon.log());
     assert_eq!(world.count("a part of it was rolled back"), 1, "{}", world.daemon.log());
 }
@@ -193,10 +198,7 @@ async fn parts_that_were_released_are_applied_ahead() {
     let mut world = World::of((16, 16)).await;
     world.source.exec("BEGIN; UPDATE t SET n = n + 1; SAVEPOINT s; INSERT INTO t SELECT i, 0, i, 'kept', NULL FROM generate_series(30001, 34000) i").await;
     world.source.exec("RELEASE s; SAVEPOINT s; UPDATE t SET n = n + 2 WHERE id > 30000; COMMIT").await;
-    world.fill().await;
-    world.drain().await;
-    world.assert_equal().await;
-    world.assert_ways(1, 1, 0);
+    world.drains_equal(1, 1, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,10 +209,7 @@ async fn one_that_was_rolled_back_leaves_nothing_and_the_next_is_applied_ahead()
     world.source.exec("BEGIN; UPDATE t SET n = n + 1; ROLLBACK").await;
     world.small.exec("UPDATE other SET n = 3 WHERE id = 3").await;
     world.source.exec("BEGIN; UPDATE t SET n = n + 5; UPDATE t SET n = n * 2 WHERE id % 3 = 0; COMMIT").await;
-    world.fill().await;
-    world.drain().await;
-    world.assert_equal().await;
-    world.assert_ways(2, 1, 0);
+    world.drains_equal(2, 1, 0).await;
     assert_eq!(world.count(ROLLED_BACK), 1, "{}", world.daemon.log());
 }
 
@@ -225,10 +224,7 @@ async fn of_two_that_are_open_at_once_one_is_applied_ahead() {
     // What the other one has committed meanwhile.
     first.exec("UPDATE t SET n = n + 7 WHERE id > 40000; DELETE FROM t WHERE id BETWEEN 4000 AND 4100").await;
     first.exec("UPDATE t SET n = n + 1 WHERE id <= 2000; COMMIT").await;
-    world.fill().await;
-    world.drain().await;
-    world.assert_equal().await;
-    world.assert_ways(1, 1, 0);
+    world.drains_equal(1, 1, 0).await;
 }
 
 /// Green's role may not be a replica, or its tables do what blue's do not.
@@ -236,18 +232,12 @@ async fn of_two_that_are_open_at_once_one_is_applied_ahead() {
 async fn what_the_target_cannot_take_ahead_comes_at_its_commit() {
     let mut world = World::of((16, 16)).await;
     world.source.exec("BEGIN; UPDATE t SET n = n + 1; UPDATE bare SET n = n + 1; UPDATE t SET n = n + 1; COMMIT").await;
-    world.fill().await;
-    world.drain().await;
-    world.assert_equal().await;
-    world.assert_ways(1, 0, 1);
+    world.drains_equal(1, 0, 1).await;
     assert!(world.count("rows of public.bare have no key") > 0, "{}", world.daemon.log());
     // Once that backlog is done, the next may.
     world.daemon.terminate();
     world.source.exec("BEGIN; UPDATE t SET n = n + 1; UPDATE t SET n = n + 1; COMMIT").await;
-    world.fill().await;
-    world.drain().await;
-    world.assert_equal().await;
-    world.assert_ways(2, 1, 1);
+    world.drains_equal(2, 1, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -316,15 +316,20 @@ async fn a_transaction_is_streamed_before_it_commits_where_that_is_asked_for() {
     stream.end().await.unwrap();
 }
 
-#[tokio::test]
-async fn a_backlog_comes_at_its_commits_and_then_a_new_session_streams() {
-    let server = cluster(|options| options);
-    let session = prepared(&server).await;
+/// Six small transactions in more log than counts as a backlog.
+async fn write_backlog(session: &tokio_postgres::Client) {
     for n in 0..6 {
         // A switch leaves the rest of its segment out: 80 MB of log that nobody has to read.
         session.batch_execute(&format!("INSERT INTO public.t VALUES ({n}, 'x')")).await.unwrap();
         session.batch_execute("SELECT pg_switch_wal()").await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_backlog_comes_at_its_commits_and_then_a_new_session_streams() {
+    let server = cluster(|options| options);
+    let session = prepared(&server).await;
+    write_backlog(&session).await;
     let mut stream = Stream::start(Options { streaming: true, ..options(&server) }, 64 << 20);
     let SourceEvent::Session { streaming: false, .. } = stream.next().await else { panic!("a backlog comes whole") };
     let (messages, _) = stream.transactions(6).await;
@@ -360,10 +365,7 @@ async fn a_backlog_comes_at_its_commits_and_then_a_new_session_streams() {
 async fn a_backlog_is_streamed_where_the_target_takes_it_ahead() {
     let server = cluster(|options| options);
     let session = prepared(&server).await;
-    for n in 0..6 {
-        session.batch_execute(&format!("INSERT INTO public.t VALUES ({n}, 'x')")).await.unwrap();
-        session.batch_execute("SELECT pg_switch_wal()").await.unwrap();
-    }
+    write_backlog(&session).await;
     let mut stream = Stream::start(Options { streaming: true, ..options(&server) }, 64 << 20);
     let SourceEvent::Session { streaming: false, ahead_until: None, .. } = stream.next().await else {
         panic!("a backlog comes whole where the target does not take it ahead")

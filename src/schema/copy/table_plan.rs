@@ -169,7 +169,6 @@ pub(super) fn analyze(table: &Table) -> Step {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::model::ReplicaIdentity;
     use crate::schema::dump::Dump;
     use crate::schema::{Database, Partition};
 
@@ -192,29 +191,7 @@ pub(super) mod tests {
     fn table(name: &str, size_bytes: u64, parent: Option<&str>, kind: TableKind) -> Table {
         let partition =
             parent.map(|parent| Partition { parent: TableName::new("public", parent), bounds: "DEFAULT".to_owned() });
-        Table {
-            name: TableName::new("public", name),
-            oid: 1,
-            kind,
-            partition,
-            partition_key: None,
-            leaf_count: 0,
-            leaves: Vec::new(),
-            inner: Vec::new(),
-            inherits: Vec::new(),
-            owner: "me".to_owned(),
-            columns: Vec::new(),
-            primary_key: None,
-            unique_keys: Vec::new(),
-            foreign_keys: Vec::new(),
-            replica_identity: ReplicaIdentity::Default,
-            identity_columns: Vec::new(),
-            triggers: Vec::new(),
-            row_security: false,
-            row_estimate: None,
-            size_bytes,
-            block_count: 0,
-        }
+        Table { kind, partition, size_bytes, ..Table::sample(TableName::new("public", name)) }
     }
 
     /// As pg_dump 15 writes it, without what does not matter here.

@@ -1,10 +1,14 @@
 //! Each change once, in order, in the transaction that holds the position.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use changeover::apply::{Error, read_position};
-use changeover::model::{TableHandover, TableName};
+use changeover::model::{Batch, TableHandover, TableName};
 use changeover::wire;
 
 use super::world::{World, end_of, migration};
+use crate::support::Db;
 
 const ACCOUNTS: &str =
     "CREATE TABLE a (id int PRIMARY KEY, v int, note text); CREATE TABLE b (id int PRIMARY KEY, v int)";
@@ -335,4 +339,32 @@ async fn truncate_spares_the_table_whose_copy_has_seen_it() {
     let batches = world.decoded().await;
     world.apply(batches).await.unwrap();
     world.assert_same(&["p", "c"]).await;
+}
+
+/// Positions go on between the parts of a transaction; alone they must not commit what is open. (A crash test found that one
+/// did: it was gathered while a part was being answered.)
+#[tokio::test]
+async fn a_position_between_the_parts_of_a_transaction_commits_none_of_it() {
+    let mut world = World::cut_at("CREATE TABLE t (id int PRIMARY KEY, v text)", 600).await;
+    // Each part is a group, written out while the one before is executed.
+    world.options.group_bytes = 1;
+    world.source.exec("INSERT INTO t VALUES (0, 'before')").await;
+    world.source.exec("INSERT INTO t SELECT n, repeat('x', 300) FROM generate_series(1, 20) n").await;
+    let mut batches = world.decoded().await;
+    let is_part = |batch: &Arc<Batch>| batch.transactions.iter().any(|it| !it.part.begins() && !it.part.ends());
+    let middle = batches.iter().position(is_part).expect("it comes in parts");
+    let rest = batches.split_off(middle + 3);
+    assert!(rest.len() > 2, "{} batches are left", rest.len());
+    let (url, end) = (world.target_url(), end_of(&rest));
+    let applied = world.beside(async |running| {
+        let reader = Db::connect(&url).await;
+        running.send(batches).await;
+        // Longer than any position waits for company.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(reader.scalar("SELECT count(*) FROM t").await, "1", "a part of the transaction is seen");
+        running.send(rest).await;
+        running.settled(end).await;
+    });
+    applied.await.unwrap();
+    world.assert_same(&["t"]).await;
 }
