@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use changeover::apply::{Error, read_position};
-use changeover::model::{Batch, TableHandover, TableName};
+use changeover::model::{Batch, Lsn, TableHandover, TableName};
 use changeover::wire;
 
 use super::world::{World, end_of, migration};
@@ -345,15 +345,29 @@ async fn truncate_spares_the_table_whose_copy_has_seen_it() {
 /// did: it was gathered while a part was being answered.)
 #[tokio::test]
 async fn a_position_between_the_parts_of_a_transaction_commits_none_of_it() {
+    for first_parts in [1, 2] {
+        stalls_after(first_parts).await;
+    }
+}
+
+async fn stalls_after(first_parts: usize) {
     let mut world = World::cut_at("CREATE TABLE t (id int PRIMARY KEY, v text)", 600).await;
     // Each part is a group, written out while the one before is executed.
     world.options.group_bytes = 1;
     world.source.exec("INSERT INTO t VALUES (0, 'before')").await;
     world.source.exec("INSERT INTO t SELECT n, repeat('x', 300) FROM generate_series(1, 20) n").await;
     let mut batches = world.decoded().await;
+    // The source has told of log without changes before it: a position that no transaction has brought yet.
+    for batch in &mut batches {
+        let last = batch.transactions.last().filter(|it| !it.part.ends()).map(|it| it.commit.get() - 1);
+        if let Some(before) = last {
+            Arc::make_mut(batch).through = Lsn::new(before).unwrap();
+        }
+    }
     let is_part = |batch: &Arc<Batch>| batch.transactions.iter().any(|it| !it.part.begins() && !it.part.ends());
     let middle = batches.iter().position(is_part).expect("it comes in parts");
-    let rest = batches.split_off(middle + 3);
+    // What follows comes late: nothing is gathered with the position.
+    let rest = batches.split_off(middle + first_parts - 1);
     assert!(rest.len() > 2, "{} batches are left", rest.len());
     let (url, end) = (world.target_url(), end_of(&rest));
     let applied = world.beside(async |running| {
