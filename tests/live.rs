@@ -53,6 +53,8 @@ mod backlog;
 mod side_by_side;
 #[path = "live/ahead.rs"]
 mod ahead;
+#[path = "live/bulk.rs"]
+mod bulk;
 #[path = "live/huge.rs"]
 mod huge;
 #[path = "live/outage.rs"]

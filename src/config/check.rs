@@ -42,6 +42,7 @@ pub(super) fn check(raw: Raw, findings: &mut Findings<'_>) -> Option<Config> {
         Duration::from_secs(1)..=Duration::from_secs(24 * 3600),
         Duration::from_secs(60),
     );
+    let bulk_bytes = findings.size("source.bulk", raw.source.bulk, 0..=GIB, 256 * MIB);
     if let (Some(source), Some(target)) = (&source_endpoint, &target_endpoint) {
         let place = |endpoint: &crate::wire::Endpoint| {
             (endpoint.host().to_owned(), endpoint.port(), endpoint.dbname().to_owned())
@@ -75,7 +76,7 @@ pub(super) fn check(raw: Raw, findings: &mut Findings<'_>) -> Option<Config> {
 
     Some(Config {
         migration: migration?,
-        source: Source { endpoint: source_endpoint?, slot, publication, slot_timeout },
+        source: Source { endpoint: source_endpoint?, slot, publication, slot_timeout, bulk_bytes },
         target: Target { endpoint: target_endpoint? },
         tables,
         rows,

@@ -43,6 +43,8 @@ pub struct Source {
     pub publication: Adoptable,
     /// How long the creation of the slot may wait for transactions that are running.
     pub slot_timeout: Duration,
+    /// So much of the log of a backlog is read in bulk at a time, at most; 0: none.
+    pub bulk_bytes: u64,
 }
 
 /// A slot or a publication.

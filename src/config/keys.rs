@@ -46,6 +46,7 @@ pub(super) const KEYS: &[Key] = &[
     key("source.slot", Kind::Text),
     key("source.publication", Kind::Text),
     key("source.slot_timeout", Kind::Duration),
+    key("source.bulk", Kind::Size),
     key("target.url", Kind::Text),
     key("target.password_file", Kind::Text),
     key("tables.include", Kind::List),

@@ -38,6 +38,7 @@ pub(super) struct RawSource {
     pub slot: Option<String>,
     pub publication: Option<String>,
     pub slot_timeout: Option<String>,
+    pub bulk: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -25,6 +25,8 @@ use crate::telemetry::chain;
 const LINK_BYTES: usize = 8 << 20;
 const LINK_COUNT: usize = 1024;
 /// A third of the smallest `wal_sender_timeout` anyone is likely to set.
+/// Of a snapshot on the source by which a backlog is read: long for a target that keeps up, short for the source's vacuum.
+const HELD_MAX: Duration = Duration::from_secs(60);
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Receive {
@@ -103,6 +105,8 @@ impl Receive {
             streaming: decoder.takes_streams(),
             // Records for Kafka are made from text.
             binary: decoder.takes_binary() && self.config.kafka.is_none(),
+            bulk_bytes: self.config.source.bulk_bytes,
+            held_max: HELD_MAX.min(self.config.snapshot.snapshot_age_max),
             status_interval: STATUS_INTERVAL,
         }
     }

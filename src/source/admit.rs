@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Error;
+use super::bulk::literals;
 use super::run::Options;
 use super::slot::{Identified, identify_on, text};
 use super::slot_state::{SlotState, slot_state_on};
@@ -30,7 +31,11 @@ pub(super) struct Admitted {
     pub(super) renew_at: Option<Lsn>,
     /// Those that commit up to here are streamed to be applied ahead of their commits.
     pub(super) ahead_until: Option<Lsn>,
-    /// The command that begins it.
+    /// Read in bulk, instead of by the command.
+    pub(super) bulk: bool,
+    /// What the plug-in is given, as SQL literals.
+    pub(super) parameters: String,
+    /// The command that begins the stream.
     pub(super) command: String,
     /// `wal_sender_timeout`; `None` when it is off.
     pub(super) sender_timeout: Option<Duration>,
@@ -39,6 +44,8 @@ pub(super) struct Admitted {
 /// How a backlog is taken.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backlog {
+    /// It may be read in bulk.
+    pub(super) bulk: bool,
     /// There may be another session after this one has caught up.
     pub(super) renews: bool,
     /// The target takes transactions ahead of their commits.
@@ -62,12 +69,29 @@ pub(super) async fn admit(
     let sender_timeout = sender_timeout(connection).await?;
     let proto_version = proto_version(identified.server_version_num);
     let may_stream = options.streaming && proto_version >= 2;
-    let renew_at = Some(identified.wal_flush).filter(|end| backlog.renews && may_stream && is_backlog(start, *end));
+    let backlog_end = Some(identified.wal_flush).filter(|end| is_backlog(start, *end));
+    let bulk = backlog.bulk && backlog_end.is_some() && options.bulk_bytes > 0;
+    let renew_at = backlog_end.filter(|_| !bulk && backlog.renews && may_stream);
     let ahead_until = renew_at.filter(|_| backlog.ahead);
-    let streaming = may_stream && (renew_at.is_none() || ahead_until.is_some());
-    let binary = renew_at.is_some() && options.binary && all_types_known(connection, &options.publications).await?;
-    let command = start_command(options, start, identified.server_version_num, streaming, binary);
-    Ok(Admitted { start, proto_version, streaming, binary, renew_at, ahead_until, command, sender_timeout })
+    let streaming = may_stream && !bulk && (renew_at.is_none() || ahead_until.is_some());
+    let wants_binary = options.binary && proto_version >= 2 && (bulk || renew_at.is_some());
+    let binary = wants_binary && all_types_known(connection, &options.publications).await?;
+    let parameters = parameters(options, identified.server_version_num, Form { streaming, binary });
+    let command = start_command(&options.slot, start, &parameters);
+    let parameters = literals(&parameters);
+    let admitted = Admitted {
+        start,
+        proto_version,
+        streaming,
+        binary,
+        renew_at,
+        ahead_until,
+        bulk,
+        parameters,
+        command,
+        sender_timeout,
+    };
+    Ok(admitted)
 }
 
 /// Whether every published column has a type of which we know the binary form. What the log holds may be of older
@@ -194,7 +218,15 @@ fn proto_version(server_version_num: u32) -> u32 {
     }
 }
 
-fn start_command(options: &Options, start: Lsn, server_version_num: u32, streaming: bool, binary: bool) -> String {
+/// In what form changes come.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    streaming: bool,
+    binary: bool,
+}
+
+/// What the plug-in is given.
+fn parameters(options: &Options, server_version_num: u32, form: Form) -> Vec<(&'static str, String)> {
     let publications: Vec<String> = options.publications.iter().map(|name| quote_identifier(name)).collect();
     let mut parameters = vec![
         ("proto_version", proto_version(server_version_num).to_string()),
@@ -203,19 +235,23 @@ fn start_command(options: &Options, start: Lsn, server_version_num: u32, streami
     if server_version_num >= 140_000 {
         parameters.push(("messages", "true".to_owned()));
     }
-    if binary {
+    if form.binary {
         parameters.push(("binary", "true".to_owned()));
     }
-    if streaming {
+    if form.streaming {
         parameters.push(("streaming", "on".to_owned()));
     }
     if server_version_num >= 160_000 {
         parameters.push(("origin", "any".to_owned()));
     }
+    parameters
+}
+
+fn start_command(slot: &str, start: Lsn, parameters: &[(&str, String)]) -> String {
     // The replication grammar knows only doubled quotes, no E'' strings (repl_scanner.l).
     let written: Vec<String> =
         parameters.iter().map(|(name, value)| format!("{name} '{}'", value.replace('\'', "''"))).collect();
-    let slot = quote_identifier(&options.slot);
+    let slot = quote_identifier(slot);
     format!("START_REPLICATION SLOT {slot} LOGICAL {start} ({})", written.join(", "))
 }
 
@@ -233,6 +269,8 @@ mod tests {
             expected: None,
             streaming: true,
             binary: true,
+            bulk_bytes: 0,
+            held_max: Duration::from_secs(1),
             status_interval: Duration::from_secs(1),
         }
     }
@@ -258,19 +296,22 @@ mod tests {
 
     #[test]
     fn the_command_asks_for_what_the_version_has() {
-        let command = |version, streaming| start_command(&options(), lsn(0x10), version, streaming, !streaming);
+        let command = |version, form| start_command("s", lsn(0x10), &parameters(&options(), version, form));
+        let (streamed, in_binary) = (Form { streaming: true, binary: false }, Form { streaming: false, binary: true });
         let names = r#"publication_names '"it''s ""p""","q"'"#;
         assert_eq!(
-            start_command(&options(), lsn(0x10), 130_010, false, false),
+            command(130_010, Form { streaming: false, binary: false }),
             format!(r#"START_REPLICATION SLOT "s" LOGICAL 0/10 (proto_version '1', {names})"#)
         );
         assert!(
-            command(140_000, true).ends_with(&format!("(proto_version '2', {names}, messages 'true', streaming 'on')"))
+            command(140_000, streamed)
+                .ends_with(&format!("(proto_version '2', {names}, messages 'true', streaming 'on')"))
         );
         assert!(
-            command(150_000, false).ends_with(&format!("(proto_version '3', {names}, messages 'true', binary 'true')"))
+            command(150_000, in_binary)
+                .ends_with(&format!("(proto_version '3', {names}, messages 'true', binary 'true')"))
         );
-        assert!(command(180_000, true).ends_with("messages 'true', streaming 'on', origin 'any')"));
+        assert!(command(180_000, streamed).ends_with("messages 'true', streaming 'on', origin 'any')"));
     }
 
     #[test]

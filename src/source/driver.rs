@@ -51,6 +51,8 @@ pub(super) struct Driver<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Finished {
     Stopped,
+    /// A backlog has been read in bulk, as far as it is read so; a session follows at once.
+    CaughtUp,
     /// Another one is to follow at once.
     Renew,
 }

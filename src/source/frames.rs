@@ -6,6 +6,13 @@ use super::machine::Report;
 use crate::model::{Frame, FrameBatch, FramePayload, Lsn};
 use crate::wire::CopyChunk;
 
+/// "Binary Format" of COPY in the documentation: before the first row, in the same message.
+const COPY_SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
+/// With flags and the length of an extension, which is 0.
+const COPY_HEADER_BYTES: usize = COPY_SIGNATURE.len() + 8;
+/// In the place of a row's number of columns.
+const COPY_TRAILER: i16 = -1;
+
 /// Microseconds from the Unix epoch to PostgreSQL's (2000-01-01).
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
@@ -34,6 +41,32 @@ fn decode_one(mut message: Bytes) -> Option<Frame> {
         }
         _ => None,
     }
+}
+
+/// The frames of rows of position and message, in COPY's binary format, as slices of them; `None` when a row is none of
+/// those. A walsender's messages of data say the same position twice too.
+pub(super) fn decode_rows(chunk: &CopyChunk, read_at_us: i64) -> Option<FrameBatch> {
+    let mut frames = Vec::with_capacity(usize::try_from(chunk.frame_count).unwrap_or(0));
+    for mut row in chunk.payloads() {
+        if row.starts_with(COPY_SIGNATURE) {
+            row.try_copy_to_slice(&mut [0; COPY_HEADER_BYTES]).ok()?;
+        }
+        match row.try_get_i16().ok()? {
+            COPY_TRAILER => {}
+            2 => frames.push(decode_row(row, read_at_us)?),
+            _ => return None,
+        }
+    }
+    Some(FrameBatch { frames, size_bytes: chunk.frames.len() })
+}
+
+fn decode_row(mut row: Bytes, read_at_us: i64) -> Option<Frame> {
+    let lsn_bytes = row.try_get_i32().ok()?;
+    let lsn = Lsn::new((lsn_bytes == 8).then(|| row.try_get_u64().ok())??);
+    let message_bytes = usize::try_from(row.try_get_i32().ok()?).ok()?;
+    let payload = FramePayload::XLogData { wal_start: lsn, message: row };
+    let is_whole = matches!(&payload, FramePayload::XLogData { message, .. } if message.len() == message_bytes);
+    is_whole.then_some(Frame { wal_end: lsn, sent_at_us: read_at_us, payload })
 }
 
 pub(super) fn unix_us(postgres_us: i64) -> i64 {

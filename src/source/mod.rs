@@ -18,6 +18,8 @@ mod admit;
 mod driver;
 mod machine;
 mod pace;
+mod bulk;
+mod spans;
 mod frames;
 
 mod error;

@@ -11,11 +11,13 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use super::admit::{Admitted, Backlog, admit};
 use super::backoff::Backoff;
+use super::bulk::{self, Ended};
 use super::driver::{Driver, Finished};
+use super::slot::leave;
 use crate::link;
 use crate::model::{Disposition, FrameBatch, Lsn, SourceIdentity};
 use crate::telemetry;
-use crate::wire::{self, CopyBoth, Endpoint, Mode};
+use crate::wire::{self, Endpoint, Mode, RawConnection};
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -28,6 +30,10 @@ pub struct Options {
     pub streaming: bool,
     /// Let a backlog come in binary form (14 and later), where [`crate::model::binary`] knows the types of all columns.
     pub binary: bool,
+    /// So much of the log of a backlog is read in bulk at a time, at most; 0: none.
+    pub bulk_bytes: u64,
+    /// No snapshot of ours is held on the source for longer while a backlog is read in bulk.
+    pub held_max: Duration,
     /// How often the source is told where we are when nothing asks for it sooner. Shortened where the source's
     /// `wal_sender_timeout` demands it.
     pub status_interval: Duration,
@@ -81,19 +87,41 @@ pub enum SessionState {
     Stopped,
 }
 
+/// How a backlog may still be taken.
+#[derive(Clone, Copy, Debug)]
+struct Ways {
+    bulk: bool,
+    /// Another session may follow the one that streams it.
+    renews: bool,
+}
+
+impl Ways {
+    /// Each once only until something breaks, whatever the next session finds.
+    const NONE: Self = Self { bulk: false, renews: false };
+}
+
+impl Default for Ways {
+    fn default() -> Self {
+        Self { bulk: true, renews: true }
+    }
+}
+
 /// Streams until `stop` is cancelled (`Ok`) or something needs the operator. What goes away by itself is waited out.
 pub async fn run(options: Options, mut ports: Ports) -> Result<(), Error> {
     let stop = ports.stop.clone();
     let mut backoff = Backoff::default();
-    let (mut predecessor, mut renews, mut was_ahead) = (None, true, false);
+    let (mut predecessor, mut ways, mut was_ahead) = (None, Ways::default(), false);
     let ended = loop {
         ports.state.send_replace(SessionState::Connecting);
-        let ended = one_session(&options, &mut ports, &mut predecessor, &mut was_ahead, renews, &mut backoff).await;
-        // Once only until something breaks, whatever the next session finds.
-        renews = ended.is_err();
+        let ended = one_session(&options, &mut ports, &mut predecessor, &mut was_ahead, &mut ways, &mut backoff).await;
+        if ended.is_err() {
+            ways = Ways::default();
+        }
         let error = match ended {
             Err(error) if error.disposition() == Disposition::Retry && !stop.is_cancelled() => telemetry::chain(&error),
+            Ok(Finished::CaughtUp) => continue,
             Ok(Finished::Renew) => {
+                ways = Ways::NONE;
                 ports.plain.store(false, Ordering::Relaxed);
                 continue;
             }
@@ -104,7 +132,7 @@ pub async fn run(options: Options, mut ports: Ports) -> Result<(), Error> {
         tracing::warn!(error, attempt = backoff.failures(), ?pause, "source session broke off");
         ports.state.send_replace(SessionState::Waiting { error, attempt: backoff.failures() });
         // A decoder that is gone knows why.
-        if was_ahead && told(&ports, &stop).await.is_err() {
+        if was_ahead && told(&ports, SourceEvent::Broken).await.is_err() {
             break Ok(());
         }
         tokio::select! { biased;
@@ -117,11 +145,11 @@ pub async fn run(options: Options, mut ports: Ports) -> Result<(), Error> {
     ended
 }
 
-/// Tells the decoder that a session broke off.
-async fn told(ports: &Ports, stop: &CancellationToken) -> Result<(), link::Closed> {
+/// Tells the decoder, until we are asked to stop.
+async fn told(ports: &Ports, event: SourceEvent) -> Result<(), link::Closed> {
     tokio::select! { biased;
-        () = stop.cancelled() => Err(link::Closed),
-        sent = ports.events.send(SourceEvent::Broken, 0) => sent,
+        () = ports.stop.cancelled() => Err(link::Closed),
+        sent = ports.events.send(event, 0) => sent,
     }
 }
 
@@ -130,7 +158,7 @@ async fn one_session(
     ports: &mut Ports,
     predecessor: &mut Option<i32>,
     was_ahead: &mut bool,
-    renews: bool,
+    ways: &mut Ways,
     backoff: &mut Backoff,
 ) -> Result<Finished, Error> {
     *was_ahead = false;
@@ -138,16 +166,46 @@ async fn one_session(
     let ahead = *ports.ahead.borrow() && !ports.plain.load(Ordering::Relaxed);
     let begun = tokio::select! { biased;
         () = ports.stop.cancelled() => return Ok(Finished::Stopped),
-        begun = begin(options, resume, predecessor, Backlog { renews, ahead }) => begun,
+        begun = begin(options, resume, predecessor, Backlog { bulk: ways.bulk, renews: ways.renews, ahead }) => begun,
     };
-    let (both, admitted) = begun?;
+    let (connection, admitted) = begun?;
+    let Admitted { start, proto_version, streaming, binary, ahead_until, bulk, .. } = admitted;
+    let session = SourceEvent::Session { proto_version, streaming, binary, start, ahead_until };
+    if bulk {
+        leave(connection).await;
+        tracing::info!(slot = options.slot, %start, proto_version, binary, "source's backlog is read in bulk");
+        return in_bulk(options, &admitted, session, ports, ways).await;
+    }
+    let both = connection.copy_both(&admitted.command).await.map_err(Error::wire("begin the stream"))?;
     backoff.on_success();
-    let Admitted { start, proto_version, streaming, binary, ahead_until, .. } = admitted;
     tracing::info!(slot = options.slot, %start, proto_version, streaming, binary, "source streams");
     *was_ahead = ahead_until.is_some();
     ports.state.send_replace(SessionState::Streaming { received: start });
     let driver = Driver::new(both, &admitted, options, ports);
-    driver.run(SourceEvent::Session { proto_version, streaming, binary, start, ahead_until }).await
+    driver.run(session).await
+}
+
+async fn in_bulk(
+    options: &Options,
+    admitted: &Admitted,
+    session: SourceEvent,
+    ports: &mut Ports,
+    ways: &mut Ways,
+) -> Result<Finished, Error> {
+    // A decoder that is gone knows why.
+    if told(ports, session).await.is_err() {
+        return Ok(Finished::Stopped);
+    }
+    ports.state.send_replace(SessionState::Streaming { received: admitted.start });
+    match bulk::catch_up(options, admitted, ports).await? {
+        Ended::Stopped => Ok(Finished::Stopped),
+        Ended::CaughtUp => Ok(Finished::CaughtUp),
+        Ended::GivenUp(why) => {
+            tracing::info!(why, "what is left of the backlog comes as a stream");
+            ways.bulk = false;
+            Ok(Finished::CaughtUp)
+        }
+    }
 }
 
 async fn begin(
@@ -155,11 +213,10 @@ async fn begin(
     resume: Option<Lsn>,
     predecessor: &mut Option<i32>,
     backlog: Backlog,
-) -> Result<(CopyBoth, Admitted), Error> {
+) -> Result<(RawConnection, Admitted), Error> {
     let connected = wire::connect_raw(&options.endpoint, Mode::Replication, "stream").await;
     let mut connection = connected.map_err(Error::wire("connect to the source for replication"))?;
     let admitted = admit(&mut connection, options, resume, *predecessor, backlog).await?;
     *predecessor = Some(connection.backend_pid());
-    let both = connection.copy_both(&admitted.command).await.map_err(Error::wire("begin the stream"))?;
-    Ok((both, admitted))
+    Ok((connection, admitted))
 }

@@ -41,7 +41,7 @@ pub async fn identify(endpoint: &Endpoint) -> Result<Identified, Error> {
 }
 
 /// Says good-bye. A source that is gone already has told us all that we asked for.
-async fn leave(connection: RawConnection) {
+pub(super) async fn leave(connection: RawConnection) {
     if let Err(error) = connection.close().await {
         tracing::debug!(%error, "the source had closed the connection already");
     }

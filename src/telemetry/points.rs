@@ -11,6 +11,10 @@ use std::{fs, path::PathBuf, sync::OnceLock, thread, time::Duration};
 pub enum Point {
     /// A worker of the copy has been handed a snapshot, and has not adopted it.
     SnapshotHanded,
+    /// A span of a backlog is about to be asked for.
+    SpanDue,
+    /// All of it is handed on; how far it goes is not.
+    SpanRead,
     /// What the source may forget is known, and not yet written to the socket.
     ReportDue,
     /// It is queued to the socket.
@@ -46,8 +50,10 @@ pub enum Point {
 }
 
 impl Point {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::SnapshotHanded,
+        Self::SpanDue,
+        Self::SpanRead,
         Self::ReportDue,
         Self::Reported,
         Self::GroupDue,
@@ -72,6 +78,8 @@ impl Point {
     pub const fn name(self) -> &'static str {
         match self {
             Self::SnapshotHanded => "snapshot-handed",
+            Self::SpanDue => "span-due",
+            Self::SpanRead => "span-read",
             Self::ReportDue => "report-due",
             Self::Reported => "reported",
             Self::GroupDue => "group-due",

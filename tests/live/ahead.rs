@@ -21,7 +21,7 @@ const SCHEMA: &str = "
     INSERT INTO t SELECT i, 0, i, md5(i::text), CASE WHEN i % 50 = 0 THEN repeat(md5(i::text), 100) END FROM generate_series(1, 5000) i;
     INSERT INTO other SELECT i FROM generate_series(1, 100) i;
     INSERT INTO bare SELECT 1, 1 FROM generate_series(1, 10);";
-const TABLES: [&str; 4] = ["t", "other", "bare", "done"];
+pub(super) const TABLES: [&str; 4] = ["t", "other", "bare", "done"];
 const BEGUN: &str = "applying a transaction ahead of its commit";
 const COMMITTED: &str = "committed a transaction that was applied ahead";
 const GIVEN_UP: &str = "is given up: it comes again at its commit";
@@ -29,13 +29,13 @@ const ROLLED_BACK: &str = "applied ahead of its commit is rolled back";
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A migration that streams, and whose daemon is away while its backlog is made.
-struct World {
-    pair: Pair,
-    source: Db,
+pub(super) struct World {
+    pub(super) pair: Pair,
+    pub(super) source: Db,
     /// Another session.
-    small: Db,
-    target: Db,
-    daemon: Daemon,
+    pub(super) small: Db,
+    pub(super) target: Db,
+    pub(super) daemon: Daemon,
     markers: u32,
 }
 
@@ -44,21 +44,28 @@ impl World {
         Self::with(majors, "").await
     }
 
-    async fn with((blue, green): (u32, u32), more: &str) -> Self {
+    async fn with(majors: (u32, u32), more: &str) -> Self {
+        // Read in bulk, transactions as small as these come whole.
+        Self::made(majors, "0", more).await
+    }
+
+    /// `bulk` as in `source.bulk`, `more` as in [`TestConfig::with`].
+    pub(super) async fn made((blue, green): (u32, u32), bulk: &str, more: &str) -> Self {
         let pair = Pair::of(blue, green);
         let (source, small) = (pair.source.connect().await, pair.source.connect().await);
         let target = pair.target.connect().await;
         source.exec("ALTER SYSTEM SET logical_decoding_work_mem = '64kB'").await;
         source.exec("SELECT pg_reload_conf()").await;
         source.exec(SCHEMA).await;
-        let mut daemon = Daemon::start(&TestConfig::new("ahead", &pair).with(more));
+        let mut daemon =
+            Daemon::start(&TestConfig { bulk: bulk.to_owned(), ..TestConfig::new("away", &pair).with(more) });
         daemon.wait_for_phase("streaming");
         daemon.terminate();
         Self { pair, source, small, target, daemon, markers: 0 }
     }
 
     /// More log than counts as a backlog, most of it empty.
-    async fn fill(&self) {
+    pub(super) async fn fill(&self) {
         for _ in 0..6 {
             self.small.exec("UPDATE other SET n = n + 1 WHERE id = 100").await;
             self.small.exec("SELECT pg_switch_wal()").await;
@@ -66,12 +73,12 @@ impl World {
     }
 
     /// Starts the daemon and waits until green has everything.
-    async fn drain(&mut self) {
+    pub(super) async fn drain(&mut self) {
         self.daemon.start_again();
         self.caught_up().await;
     }
 
-    async fn caught_up(&mut self) {
+    pub(super) async fn caught_up(&mut self) {
         self.markers += 1;
         self.source.exec(&format!("INSERT INTO done VALUES ({})", self.markers)).await;
         let (began, sql) = (Instant::now(), format!("SELECT count(*) FROM done WHERE id = {}", self.markers));
@@ -81,11 +88,11 @@ impl World {
         }
     }
 
-    async fn assert_equal(&self) {
+    pub(super) async fn assert_equal(&self) {
         assert_equal(&self.source, &self.target, &TABLES).await;
     }
 
-    fn count(&self, line: &str) -> usize {
+    pub(super) fn count(&self, line: &str) -> usize {
         self.daemon.log().lines().filter(|it| it.contains(line)).count()
     }
 
@@ -104,13 +111,13 @@ impl World {
     }
 
     /// Only what was dirtied is looked at again, by the daemon's own account.
-    fn verify(&self) {
+    pub(super) fn verify(&self) {
         let verified = self.daemon.command(&["verify"]);
         let text = String::from_utf8_lossy(&verified.stdout).into_owned();
         assert!(verified.status.success(), "{text}\n{}", self.daemon.log());
     }
 
-    async fn until_logged(&mut self, line: &str) {
+    pub(super) async fn until_logged(&mut self, line: &str) {
         let began = Instant::now();
         while self.count(line) == 0 {
             assert!(self.daemon.is_running() && began.elapsed() < PATIENCE, "{line}?\n{}", self.daemon.log());
@@ -121,7 +128,7 @@ impl World {
 
 /// Much of everything: keys change, values are left out, rows come and go, small transactions commit on the same tables
 /// before, between and after, and build on what it did.
-async fn mixed(world: &World) {
+pub(super) async fn mixed(world: &World) {
     let (large, small) = (&world.source, &world.small);
     small.exec("UPDATE t SET n = n + 1 WHERE id <= 100; INSERT INTO t VALUES (10001, 1, 10001, 'before', NULL)").await;
     large.exec("BEGIN").await;

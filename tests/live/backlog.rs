@@ -50,7 +50,8 @@ async fn caught_up(source: &Db, target: &Db, daemon: &mut Daemon, columns: &str)
 
 /// How the sessions of the stream took their values, newest last.
 fn sessions(log: &str) -> Vec<bool> {
-    log.lines().filter(|line| line.contains("source streams")).map(|line| line.contains("binary=true")).collect()
+    let begins = |line: &&str| line.contains("source streams") || line.contains("source's backlog is read in bulk");
+    log.lines().filter(begins).map(|line| line.contains("binary=true")).collect()
 }
 
 /// The session that took the backlog ends when the sinks have confirmed it.
@@ -62,12 +63,13 @@ async fn until_streamed(daemon: &Daemon) {
     }
 }
 
-async fn migrated(major: u32) -> (Pair, Db, Db, Daemon) {
+/// Read in bulk, or streamed.
+async fn migrated(major: u32, bulk: &str) -> (Pair, Db, Db, Daemon) {
     let pair = Pair::of(major, major);
     let (source, target) = (pair.source.connect().await, pair.target.connect().await);
     source.exec(SCHEMA).await;
     write(&source, 1).await;
-    let mut daemon = Daemon::start(&TestConfig::new("backlog", &pair));
+    let mut daemon = Daemon::start(&TestConfig { bulk: bulk.to_owned(), ..TestConfig::new("backlog", &pair) });
     daemon.wait_for_phase("streaming");
     daemon.terminate();
     (pair, source, target, daemon)
@@ -75,8 +77,8 @@ async fn migrated(major: u32) -> (Pair, Db, Db, Daemon) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_of_known_types_comes_in_binary_form() {
-    for major in [14, 18] {
-        let (_pair, source, target, mut daemon) = migrated(major).await;
+    for (major, bulk) in [(14, "0"), (14, "256MiB"), (18, "0"), (18, "256MiB")] {
+        let (_pair, source, target, mut daemon) = migrated(major, bulk).await;
         write(&source, 1001).await;
         fill(&source).await;
         write(&source, 2001).await;
@@ -93,19 +95,21 @@ async fn a_backlog_of_known_types_comes_in_binary_form() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_that_the_log_still_has_and_whose_binary_form_is_unknown_makes_it_come_as_text() {
-    let (_pair, source, target, mut daemon) = migrated(16).await;
-    write(&source, 1001).await;
-    source.exec("ALTER TABLE t ADD m mood DEFAULT 'ok'").await;
-    target.exec("ALTER TABLE t ADD m mood DEFAULT 'ok'").await;
-    write(&source, 2001).await;
-    fill(&source).await;
-    source.exec("ALTER TABLE t DROP m").await;
-    write(&source, 3001).await;
-    daemon.start_again();
-    caught_up(&source, &target, &mut daemon, "id, n, at, a, j, b").await;
-    until_streamed(&daemon).await;
-    let sessions = sessions(&daemon.log());
-    assert!(sessions.contains(&true) && sessions.last() == Some(&false), "{}", daemon.log());
-    assert!(daemon.log().contains("which is taken as text"), "{}", daemon.log());
-    assert_eq!(target.scalar("SELECT count(*) FROM t WHERE m IS DISTINCT FROM 'ok'").await, "0");
+    for bulk in ["0", "256MiB"] {
+        let (_pair, source, target, mut daemon) = migrated(16, bulk).await;
+        write(&source, 1001).await;
+        source.exec("ALTER TABLE t ADD m mood DEFAULT 'ok'").await;
+        target.exec("ALTER TABLE t ADD m mood DEFAULT 'ok'").await;
+        write(&source, 2001).await;
+        fill(&source).await;
+        source.exec("ALTER TABLE t DROP m").await;
+        write(&source, 3001).await;
+        daemon.start_again();
+        caught_up(&source, &target, &mut daemon, "id, n, at, a, j, b").await;
+        until_streamed(&daemon).await;
+        let sessions = sessions(&daemon.log());
+        assert!(sessions.contains(&true) && sessions.last() == Some(&false), "{}", daemon.log());
+        assert!(daemon.log().contains("which is taken as text"), "{}", daemon.log());
+        assert_eq!(target.scalar("SELECT count(*) FROM t WHERE m IS DISTINCT FROM 'ok'").await, "0");
+    }
 }

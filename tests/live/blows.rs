@@ -60,12 +60,19 @@ struct Plan {
     has_kafka: bool,
     is_durable: bool,
     group: &'static str,
+    /// Before some of the blows the daemon is away until there is enough log to be read in bulk, in spans of this.
+    bulk: &'static str,
 }
 
 impl Plan {
     fn new(rng: &mut Rng) -> Self {
         let group = ["64KiB", "256KiB", "8MiB"][rng.usize(..3)];
-        Self { has_kafka: rng.u8(..3) == 0, is_durable: rng.bool(), group }
+        Self {
+            has_kafka: rng.u8(..3) == 0,
+            is_durable: rng.bool(),
+            group,
+            bulk: ["0", "1MiB", "256MiB"][rng.usize(..3)],
+        }
     }
 
     /// The points that can be reached under it.
@@ -75,6 +82,7 @@ impl Plan {
             Point::SnapshotHanded => false,
             // Only in a backlog: see `ahead`.
             Point::AheadDue | Point::AheadCommitted | Point::AheadTold => false,
+            Point::SpanDue | Point::SpanRead => self.bulk != "0",
             Point::ReportDue | Point::Reported | Point::GroupDue | Point::GroupCommitted | Point::GroupTold => true,
             // Only full groups go ahead of their turn.
             Point::GroupAhead => self.group == "64KiB",
@@ -209,6 +217,7 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
     let prefix = topic_prefix("blows");
     let mut config = TestConfig::new(&name, pair).with(&plan.config(&prefix));
     (config.source, config.target, config.spool) = (blue.clone(), green.clone(), "64MiB".to_owned());
+    config.bulk = plan.bulk.to_owned();
     let mut daemon = Daemon::start(&config);
     // Servers go and come; what is asserted on is the data.
     daemon.expect_error(" ERROR ");
@@ -224,7 +233,14 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
     for _ in 0..BLOWS {
         let point = points[rng.usize(..points.len())];
         sleep(Duration::from_millis(rng.u64(0..600))).await;
-        daemon.hold_at(point);
+        if plan.bulk != "0" && (matches!(point, Point::SpanDue | Point::SpanRead) || rng.u8(..4) == 0) {
+            daemon.kill();
+            fill(&blue).await;
+            daemon.hold_at(point);
+            daemon.start_again();
+        } else {
+            daemon.hold_at(point);
+        }
         let (armed, mut reached) = (Instant::now(), false);
         while !reached && armed.elapsed() < POINT_PATIENCE {
             sleep(Duration::from_millis(2)).await;
@@ -246,6 +262,14 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
         println!("{error}");
     }
     clear(daemon, pair, &name).await;
+}
+
+/// More log than counts as a backlog, most of it empty.
+async fn fill(blue: &str) {
+    let source = Db::connect(blue).await;
+    for _ in 0..5 {
+        source.exec("UPDATE account SET balance = balance + 0 WHERE id = 20; SELECT pg_switch_wal()").await;
+    }
 }
 
 async fn fall(blow: Blow, daemon: &mut Daemon, pair: &mut Pair, name: &str) {

@@ -110,6 +110,8 @@ fn options(server: &PgCluster) -> Options {
         expected: None,
         streaming: false,
         binary: false,
+        bulk_bytes: 0,
+        held_max: PATIENCE,
         status_interval: Duration::from_secs(1),
     }
 }

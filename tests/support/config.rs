@@ -15,6 +15,8 @@ pub struct TestConfig {
     pub memory: String,
     pub spool: String,
     pub snapshot: String,
+    /// `source.bulk`.
+    pub bulk: String,
 }
 
 impl TestConfig {
@@ -28,6 +30,7 @@ impl TestConfig {
             memory: "64MiB".to_owned(),
             spool: "2GiB".to_owned(),
             snapshot: "mode = \"full\"\nworkers = 2".to_owned(),
+            bulk: "256MiB".to_owned(),
         }
     }
 
@@ -40,9 +43,9 @@ impl TestConfig {
     }
 
     pub(super) fn text(&self, spool_dir: &Path, control_port: u16) -> String {
-        let Self { name, source, target, more, include, memory, spool, snapshot } = self;
+        let Self { name, source, target, more, include, memory, spool, snapshot, bulk } = self;
         format!(
-            "[migration]\nname = {name:?}\n[source]\nurl = {source:?}\n[target]\nurl = {target:?}\n\
+            "[migration]\nname = {name:?}\n[source]\nurl = {source:?}\nbulk = {bulk:?}\n[target]\nurl = {target:?}\n\
              [tables]\ninclude = {include:?}\n[snapshot]\n{snapshot}\n\
              [limits]\nmemory = {memory:?}\nspool = {spool:?}\nspool_dir = {spool_dir:?}\n\
              [control]\nlisten = \"127.0.0.1:{control_port}\"\n{more}"

@@ -1,0 +1,266 @@
+//! A backlog read in bulk: decoded by SQL functions and sent by COPY, a span of log at a time.
+//!
+//! A walsender pays for a system call or two with each row that it sends; COPY fills its buffer first. What is decoded so
+//! is put into a temporary file of the server until it is sent ("Logical Decoding Functions" in the documentation:
+//! the functions return when the last row is known), so it is asked for in spans ([`super::spans`]). The functions move
+//! their slot when they return, whether we got the rows or not; so they get a temporary copy of it
+//! (`pg_copy_logical_replication_slot`) that ends with the session. Ours moves as ever: to what every sink holds.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::admit::Admitted;
+use super::run::{Options, Ports, SessionState, SourceEvent};
+use super::slot::text;
+use super::slot_state::slot_state_on;
+use super::spans::{Spans, Taken};
+use super::{Error, frames};
+use crate::model::{Frame, FrameBatch, FramePayload, Lsn, quote_literal};
+use crate::telemetry::{self, Point, clock};
+use crate::wire::{self, Mode, RawConnection};
+
+/// A server that decodes says nothing meanwhile.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// Each time the server reads its log again from where it kept it for us, so not after each span.
+const SPANS_PER_RELEASE: u64 = 2;
+/// A stream makes the server decode once more what the sinks do not hold yet, at the very time at which they need its
+/// processors. A sink that is away is not waited for.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
+/// Class of SQLSTATE: somebody has ended our session or the server.
+const OPERATOR_INTERVENTION: &str = "57";
+const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
+const SLOT_NAME_MAX: usize = 63;
+
+/// How it ended when nothing is wrong with the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Stopped,
+    /// Hardly anything is left.
+    CaughtUp,
+    /// The rest had better come as a stream, because of this.
+    GivenUp(String),
+}
+
+/// Why the next span is not read.
+enum Halted {
+    Unfit(String),
+    /// Whoever takes the events has gone, and knows why.
+    Closed,
+    Failed(Error),
+}
+
+struct Bulk<'a> {
+    connection: RawConnection,
+    slot: &'a str,
+    /// The temporary slot.
+    copy: String,
+    /// As SQL literals.
+    parameters: &'a str,
+    /// Everything that committed before this has been handed on.
+    at: Lsn,
+    released: Lsn,
+    release_bytes: u64,
+    /// A statement holds a snapshot on the source: what nobody takes for this long is asked for again, as a stream.
+    held_max: Duration,
+    spans: Spans,
+    ports: &'a mut Ports,
+}
+
+/// Reads what there is of the log from the admitted start on, until little is left.
+pub(super) async fn catch_up(options: &Options, admitted: &Admitted, ports: &mut Ports) -> Result<Ended, Error> {
+    let connected = wire::connect_raw(&options.endpoint, Mode::Sql, "catch up").await;
+    let connection = connected.map_err(Error::wire("connect to the source to read the backlog"))?;
+    let (stop, cancel) = (ports.stop.clone(), connection.cancel_token());
+    let mut bulk = Bulk {
+        slot: &options.slot,
+        copy: copy_name(&options.slot, connection.backend_pid()),
+        connection,
+        parameters: &admitted.parameters,
+        at: admitted.start,
+        released: admitted.start,
+        release_bytes: options.bulk_bytes.saturating_mul(SPANS_PER_RELEASE),
+        held_max: options.held_max,
+        spans: Spans::new(options.bulk_bytes),
+        ports,
+    };
+    let halted = tokio::select! { biased;
+        () = stop.cancelled() => Halted::Closed,
+        caught_up = bulk.read_all() => match caught_up {
+            Ok(()) => return bulk.leave().await,
+            Err(halted) => halted,
+        }
+    };
+    // What the server still decodes for us is of no use to anybody.
+    let cancelled = timeout(CANCEL_PATIENCE, cancel.cancel()).await;
+    tracing::debug!(?cancelled, "backlog left to the stream");
+    match halted {
+        Halted::Closed => Ok(Ended::Stopped),
+        Halted::Unfit(why) => Ok(Ended::GivenUp(why)),
+        // Whatever this server does not let us do (a slot, a temporary file), the stream may do without.
+        Halted::Failed(error) if error.sqlstate().is_some_and(|code| !code.starts_with(OPERATOR_INTERVENTION)) => {
+            Ok(Ended::GivenUp(telemetry::chain(&error)))
+        }
+        Halted::Failed(error) => Err(error),
+    }
+}
+
+impl Bulk<'_> {
+    async fn read_all(&mut self) -> Result<(), Halted> {
+        self.copy_slot().await?;
+        loop {
+            let end = self.log_end().await?;
+            let Some(upto) = self.spans.next(self.at, end) else { break };
+            let taken = self.read(upto).await?;
+            self.release().await?;
+            self.spans.on_taken(taken).map_err(|unfit| Halted::Unfit(unfit.to_string()))?;
+        }
+        self.settle().await;
+        self.release().await
+    }
+
+    /// A copy of the slot that stands where we are.
+    async fn copy_slot(&mut self) -> Result<(), Halted> {
+        let (slot, copy) = (quote_literal(self.slot), quote_literal(&self.copy));
+        let sql = format!("SELECT pg_copy_logical_replication_slot({slot}, {copy}, true)");
+        self.query("copy the slot", &sql).await?;
+        let at = self.at;
+        let sql = format!(
+            "SELECT pg_replication_slot_advance({copy}, '{at}') FROM pg_replication_slots
+             WHERE slot_name = {copy} AND confirmed_flush_lsn < '{at}'"
+        );
+        self.query("move the slot's copy to where we are", &sql).await.map(drop)
+    }
+
+    async fn log_end(&mut self) -> Result<Lsn, Halted> {
+        let rows = self.query("ask for the end of the log", "SELECT pg_current_wal_flush_lsn()").await?;
+        let end = text(rows.first(), 0).and_then(|text| text.parse().ok());
+        end.ok_or(Halted::Failed(Error::Malformed { what: "the log has no end" }))
+    }
+
+    /// Hands on what committed up to `upto`, and where that is.
+    async fn read(&mut self, upto: Lsn) -> Result<Taken, Halted> {
+        let (from, begun) = (self.at, Instant::now());
+        Point::SpanDue.reach();
+        let message_count = self.copy_out(upto, begun).await?;
+        let state = slot_state_on(&mut self.connection, &self.copy).await?;
+        let (to, restart) = state.map(|state| (state.confirmed_flush, state.restart_lsn)).unwrap_or_default();
+        let to = to.filter(|to| *to > from).ok_or(Error::Malformed { what: "a slot did not move with its reader" })?;
+        Point::SpanRead.reach();
+        // As a walsender says how far it has come.
+        let payload = FramePayload::Keepalive { reply_requested: false };
+        let passed = Frame { wal_end: Some(to), sent_at_us: clock::unix_us(), payload };
+        self.hand_on(FrameBatch { frames: vec![passed], size_bytes: 0 }, begun + self.held_max).await?;
+        self.at = to;
+        Ok(Taken { from, to, restart, message_count, took: begun.elapsed() })
+    }
+
+    async fn copy_out(&mut self, upto: Lsn, begun: Instant) -> Result<usize, Halted> {
+        let sql = format!(
+            "COPY (SELECT lsn, data FROM pg_logical_slot_get_binary_changes({}, '{upto}', NULL, VARIADIC ARRAY[{}]))
+             TO STDOUT (FORMAT binary)",
+            quote_literal(&self.copy),
+            self.parameters
+        );
+        let mut message_count = 0;
+        heard(self.connection.ask_copy_out(&sql)).await?;
+        heard(self.connection.copy_out_asked()).await?;
+        while let Some(chunk) = heard(self.connection.copy_out_under_way().next()).await? {
+            let rows = frames::decode_rows(&chunk, clock::unix_us());
+            let batch = rows.ok_or(Error::Malformed { what: "a decoded change of unknown form" })?;
+            message_count += batch.frames.len();
+            self.hand_on(batch, begun + self.held_max).await?;
+        }
+        Ok(message_count)
+    }
+
+    async fn hand_on(&mut self, batch: FrameBatch, until: Instant) -> Result<(), Halted> {
+        let received = batch.frames.iter().filter_map(|frame| frame.wal_end).max();
+        let size_bytes = batch.size_bytes;
+        let sending = self.ports.events.send(SourceEvent::Frames(batch), size_bytes);
+        let sent =
+            timeout_at(until, sending).await.map_err(|_| Halted::Unfit("nobody takes what is read".to_owned()))?;
+        sent.map_err(|_closed| Halted::Closed)?;
+        if let Some(received) = received {
+            self.ports.state.send_replace(SessionState::Streaming { received });
+        }
+        Ok(())
+    }
+
+    /// Lets the source forget what every sink holds.
+    async fn release(&mut self) -> Result<(), Halted> {
+        let confirmed = *self.ports.confirmed.borrow();
+        let Some(confirmed) = confirmed.filter(|lsn| lsn.bytes_since(self.released) >= self.release_bytes) else {
+            return Ok(());
+        };
+        let sql = format!("SELECT pg_replication_slot_advance({}, '{confirmed}')", quote_literal(self.slot));
+        Point::ReportDue.reach();
+        self.query("let the source forget what has arrived", &sql).await?;
+        Point::Reported.reach();
+        self.released = confirmed;
+        Ok(())
+    }
+
+    /// Waits until the sinks hold what was read, if that is soon.
+    async fn settle(&mut self) {
+        let at = Some(self.at);
+        let settled = timeout(SETTLE_PATIENCE, self.ports.confirmed.wait_for(|confirmed| *confirmed >= at)).await;
+        tracing::debug!(settled = settled.is_ok(), through = %self.at, "backlog read");
+    }
+
+    async fn query(&mut self, what: &'static str, sql: &str) -> Result<Vec<wire::Row>, Halted> {
+        heard_while(what, self.connection.simple_query(sql)).await
+    }
+
+    async fn leave(self) -> Result<Ended, Error> {
+        // The slot's copy goes with the session, and nobody is to meet it: the stream needs none, but others may.
+        let closed = timeout(CANCEL_PATIENCE, self.connection.close()).await;
+        tracing::debug!(?closed, "backlog's session closed");
+        Ok(Ended::CaughtUp)
+    }
+}
+
+async fn heard<T>(answering: impl Future<Output = Result<T, wire::Error>>) -> Result<T, Halted> {
+    heard_while("read the backlog", answering).await
+}
+
+async fn heard_while<T>(
+    what: &'static str,
+    answering: impl Future<Output = Result<T, wire::Error>>,
+) -> Result<T, Halted> {
+    let answered = timeout(SILENCE_MAX, answering).await;
+    let answered = answered.map_err(|_| Error::SourceSilent { seconds: SILENCE_MAX.as_secs() })?;
+    answered.map_err(|error| Error::wire(what)(error).into())
+}
+
+/// Of the session, so that one that the server has not ended yet is not in the way.
+fn copy_name(slot: &str, backend_pid: i32) -> String {
+    let suffix = format!("_{backend_pid}");
+    let kept: String = slot.chars().take(SLOT_NAME_MAX - suffix.len()).collect();
+    kept + &suffix
+}
+
+/// As SQL literals, one after the other.
+pub(super) fn literals(parameters: &[(&str, String)]) -> String {
+    let pairs: Vec<String> =
+        parameters.iter().map(|(name, value)| format!("{}, {}", quote_literal(name), quote_literal(value))).collect();
+    pairs.join(", ")
+}
+
+impl From<Error> for Halted {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_copy_is_named_after_the_slot_and_the_session() {
+        assert_eq!(copy_name("changeover_shop", 4711), "changeover_shop_4711");
+        let long = copy_name(&"s".repeat(63), 4_194_304);
+        assert_eq!((long.len(), long.ends_with("s_4194304")), (63, true));
+    }
+}
