@@ -50,7 +50,7 @@ async fn in_bulk(majors: (u32, u32), bulk: &str) {
         world.small.exec("UPDATE t SET id = id + 200000, u = NULL WHERE id < 50").await;
         let began = streams(&world).len();
         world.drain().await;
-        assert_eq!(streams(&world)[began], false, "{}", world.daemon.log());
+        assert!(!streams(&world)[began], "{}", world.daemon.log());
         world.assert_equal().await;
         world.verify();
         assert_eq!((world.count(AS_A_STREAM), world.count("broke off")), (0, 0), "{}", world.daemon.log());
