@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::model::{OldTuple, Tuple};
 
 use super::key::{self, Present};
-use super::net::{self, Net};
+use super::net::{self, Contradiction, Net};
 use super::table::{RowChange, RowKey, Table};
 
 /// Pieces of work in the order they are to be executed.
@@ -145,11 +145,10 @@ impl Layers {
             Keyed::Insert(_) | Keyed::Update(_) | Keyed::Delete(_) => change,
         };
         let net = self.open_net(table, columns);
-        // A tuple is a counted reference to shared bytes, so keeping one for the second try costs nothing.
-        if push(net, &change).is_err() {
+        if let Err(change) = push(net, change) {
             self.open.remove(&table.place);
-            let anew = push(self.open_net(table, columns), &change);
-            anew.expect("an empty fold contradicts nothing");
+            let anew = push(self.open_net(table, columns), change);
+            assert!(anew.is_ok(), "an empty fold contradicts nothing");
         }
     }
 
@@ -256,11 +255,12 @@ fn with_key(old: &Tuple, new: &Tuple, columns: &[usize]) -> Tuple {
     builder.finish()
 }
 
-fn push(net: &mut Net, change: &Keyed) -> Result<(), net::Contradiction> {
+/// Hands back what contradicts.
+fn push(net: &mut Net, change: Keyed) -> Result<(), Keyed> {
     match change {
-        Keyed::Insert(new) => net.insert(new.clone()),
-        Keyed::Update(new) => net.update(new.clone()),
-        Keyed::Delete(old) => net.delete(old.clone()),
+        Keyed::Insert(new) => net.insert(new).map_err(|Contradiction(new)| Keyed::Insert(new)),
+        Keyed::Update(new) => net.update(new).map_err(|Contradiction(new)| Keyed::Update(new)),
+        Keyed::Delete(old) => net.delete(old).map_err(|Contradiction(old)| Keyed::Delete(old)),
         Keyed::Move(..) => unreachable!("a move is a run of its own"),
     }
 }
@@ -284,7 +284,7 @@ fn extend(run: &mut Run, columns: &[usize], change: Keyed, scratch: &mut Vec<u8>
                 return Some(Keyed::Move(old, new));
             }
             keys.insert(scratch.as_slice().into());
-            key::write(&key::merge(&old, &new), columns, scratch);
+            key::write(&key::merge(&old, new.clone()), columns, scratch);
             keys.insert(scratch.as_slice().into());
             rows.push((old, new));
         }

@@ -75,9 +75,9 @@ impl Present {
 }
 
 /// `new` with the values it leaves out as unchanged taken from `before`, where that has them.
-pub(super) fn merge(before: &Tuple, new: &Tuple) -> Tuple {
-    if Present::of(new) == Present::All {
-        return new.clone();
+pub(super) fn merge(before: &Tuple, new: Tuple) -> Tuple {
+    if Present::of(&new) == Present::All {
+        return new;
     }
     let mut merged = crate::model::TupleBuilder::default();
     for (earlier, later) in before.iter().zip(new.iter()) {
@@ -118,7 +118,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_later_tuple_fills_its_unchanged_values_from_the_earlier_one() {
-        let merged = merge(&tuple(&["1", "big", "?", "a"]), &tuple(&["1", "?", "?", "b"]));
+        let merged = merge(&tuple(&["1", "big", "?", "a"]), tuple(&["1", "?", "?", "b"]));
         assert_eq!(merged, tuple(&["1", "big", "?", "b"]));
         assert_eq!(Present::of(&merged), Present::Some([true, true, false, true].into()));
     }

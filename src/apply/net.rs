@@ -4,7 +4,10 @@
 //! are written first, then updates, then inserts, so that a unique value that was freed can be taken again. An order
 //! that this cannot satisfy fails on its constraint and never changes the result.
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
 use crate::model::{Datum, Tuple};
 
@@ -14,11 +17,24 @@ use super::key;
 #[derive(Debug)]
 pub(super) struct Net {
     columns: Vec<usize>,
-    by_key: HashMap<Box<[u8]>, u32>,
+    keys: Keys,
     /// In the order the keys first came.
     rows: Vec<NetRow>,
+}
+
+/// Keys one behind the other in one buffer: no allocation a key, and neighbours when they are compared.
+#[derive(Debug, Default)]
+struct Keys {
+    bytes: Vec<u8>,
+    /// Where each one ends.
+    ends: Vec<usize>,
+    places: HashTable<u32>,
+    hasher: RandomState,
     scratch: Vec<u8>,
 }
+
+/// So much of a key is compared without looking into the buffer: all of it for a number, with what is written before it.
+const PREFIX_BYTES: usize = size_of::<u128>();
 
 /// What became of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,12 +54,12 @@ pub(super) enum NetRow {
 /// The change contradicts what the fold knows (an insert of a row that is there): only the target can tell what is
 /// wrong, so the caller has to send what was folded and start over with this change.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Contradiction;
+pub(super) struct Contradiction(pub(super) Tuple);
 
 impl Net {
     /// `columns`: the key's, ascending.
     pub(super) fn new(columns: &[usize]) -> Self {
-        Self { columns: columns.to_vec(), by_key: HashMap::new(), rows: Vec::new(), scratch: Vec::new() }
+        Self { columns: columns.to_vec(), keys: Keys::default(), rows: Vec::new() }
     }
 
     pub(super) fn rows(&self) -> &[NetRow] {
@@ -52,18 +68,20 @@ impl Net {
 
     /// Each key with the place of its row.
     pub(super) fn keys(&self) -> impl Iterator<Item = (&[u8], usize)> {
-        self.by_key.iter().map(|(key, at)| (&**key, *at as usize))
+        (0..self.rows.len()).map(|at| (self.keys.key(at), at))
     }
 
     pub(super) fn has(&self, key: &[u8]) -> bool {
-        self.by_key.contains_key(key)
+        self.keys.find(key).is_some()
     }
 
     /// The places of the rows by key, which for numbers and other keys of one kind is near the order of their index:
     /// neighbours share pages, so the server reads, logs and writes each once a group.
     pub(super) fn places_by_key(&self) -> Vec<usize> {
-        let mut rows: Vec<(&[u8], usize)> = self.keys().collect();
-        rows.sort_unstable();
+        let mut rows: Vec<(u128, usize)> = self.keys().map(|(key, at)| (prefix(key), at)).collect();
+        rows.sort_unstable_by(|(one, at), (other, place)| {
+            one.cmp(other).then_with(|| self.keys.key(*at).cmp(self.keys.key(*place)))
+        });
         rows.into_iter().map(|(_, at)| at).collect()
     }
 
@@ -72,7 +90,7 @@ impl Net {
             None => self.first(NetRow::Inserted(new)),
             Some(row @ NetRow::Deleted(_)) => *row = NetRow::Replaced(new),
             Some(row @ NetRow::Passed) => *row = NetRow::Inserted(new),
-            Some(NetRow::Inserted(_) | NetRow::Updated(_) | NetRow::Replaced(_)) => return Err(Contradiction),
+            Some(NetRow::Inserted(_) | NetRow::Updated(_) | NetRow::Replaced(_)) => return Err(Contradiction(new)),
         }
         Ok(())
     }
@@ -81,8 +99,8 @@ impl Net {
     pub(super) fn update(&mut self, new: Tuple) -> Result<(), Contradiction> {
         match self.row_of(&new) {
             None => self.first(NetRow::Updated(new)),
-            Some(NetRow::Inserted(row) | NetRow::Updated(row) | NetRow::Replaced(row)) => *row = key::merge(row, &new),
-            Some(NetRow::Deleted(_) | NetRow::Passed) => return Err(Contradiction),
+            Some(NetRow::Inserted(row) | NetRow::Updated(row) | NetRow::Replaced(row)) => *row = key::merge(row, new),
+            Some(NetRow::Deleted(_) | NetRow::Passed) => return Err(Contradiction(new)),
         }
         Ok(())
     }
@@ -93,23 +111,57 @@ impl Net {
             None => self.first(NetRow::Deleted(old)),
             Some(row @ NetRow::Inserted(_)) => *row = NetRow::Passed,
             Some(row @ (NetRow::Updated(_) | NetRow::Replaced(_))) => *row = NetRow::Deleted(old),
-            Some(NetRow::Deleted(_) | NetRow::Passed) => return Err(Contradiction),
+            Some(NetRow::Deleted(_) | NetRow::Passed) => return Err(Contradiction(old)),
         }
         Ok(())
     }
 
-    /// The row of the tuple's key; leaves the key's bytes in `scratch` for [`Self::first`].
+    /// The row of the tuple's key; what has none yet is ready for [`Self::first`].
     fn row_of(&mut self, tuple: &Tuple) -> Option<&mut NetRow> {
-        key::write(tuple, &self.columns, &mut self.scratch);
-        let at = *self.by_key.get(self.scratch.as_slice())?;
-        Some(&mut self.rows[at as usize])
+        key::write(tuple, &self.columns, &mut self.keys.scratch);
+        let at = self.keys.find(&self.keys.scratch)?;
+        Some(&mut self.rows[at])
     }
 
     fn first(&mut self, row: NetRow) {
-        let at = u32::try_from(self.rows.len()).expect("a group holds fewer than 2^32 changes");
-        self.by_key.insert(self.scratch.as_slice().into(), at);
+        self.keys.add_written();
         self.rows.push(row);
     }
+}
+
+impl Keys {
+    fn key(&self, at: usize) -> &[u8] {
+        slice(&self.bytes, &self.ends, at)
+    }
+
+    fn find(&self, key: &[u8]) -> Option<usize> {
+        let found = self.places.find(self.hasher.hash_one(key), |at| self.key(*at as usize) == key);
+        found.map(|at| *at as usize)
+    }
+
+    /// Adds what stands in `scratch`, and is not there yet.
+    fn add_written(&mut self) {
+        let at = u32::try_from(self.ends.len()).expect("a group holds fewer than 2^32 changes");
+        let hash = self.hasher.hash_one(self.scratch.as_slice());
+        self.bytes.extend_from_slice(&self.scratch);
+        self.ends.push(self.bytes.len());
+        let Self { bytes, ends, hasher, .. } = self;
+        let rehash = |at: &u32| hasher.hash_one(slice(bytes, ends, *at as usize));
+        self.places.insert_unique(hash, at, rehash);
+    }
+}
+
+fn slice<'a>(bytes: &'a [u8], ends: &[usize], at: usize) -> &'a [u8] {
+    let begin = at.checked_sub(1).map_or(0, |before| ends[before]);
+    &bytes[begin..ends[at]]
+}
+
+/// The key's first bytes as a number that sorts as they do; a shorter key goes before one that it begins.
+fn prefix(key: &[u8]) -> u128 {
+    let mut bytes = [0; PREFIX_BYTES];
+    let length = key.len().min(PREFIX_BYTES);
+    bytes[..length].copy_from_slice(&key[..length]);
+    u128::from_be_bytes(bytes)
 }
 
 /// Whether an update with this tuple can be folded: its key has to be in it.
@@ -170,6 +222,21 @@ mod tests {
         assert!(net.places_by_key().into_iter().map(|at| &net.rows()[at]).eq(&sorted));
     }
 
+    /// Longer than what is compared first, and where one begins another.
+    #[test]
+    fn rows_are_sorted_by_their_keys_as_bytes() {
+        let long = "x".repeat(PREFIX_BYTES);
+        let keys = [format!("{long}b"), format!("{long}a"), long.clone(), format!("{}\0", &long[1..]), long[1..].to_owned()];
+        let mut net = Net::new(&[0]);
+        for key in &keys {
+            net.update(tuple(&[key])).unwrap();
+        }
+        let mut sorted: Vec<(Vec<u8>, usize)> = net.keys().map(|(key, at)| (key.to_vec(), at)).collect();
+        sorted.sort();
+        assert!(net.places_by_key().into_iter().eq(sorted.into_iter().map(|(_, at)| at)));
+        assert!(net.keys().all(|(key, at)| net.has(key) && net.keys.find(key) == Some(at)) && !net.has(b"t"));
+    }
+
     #[test]
     fn what_cannot_be_is_left_to_the_target_to_refuse() {
         let row: &[&str] = &["1", "a"];
@@ -179,7 +246,7 @@ mod tests {
             [("delete", row), ("update", row)],
             [("delete", row), ("delete", row)],
         ] {
-            assert_eq!(folded(&changes), Err(Contradiction), "{changes:?}");
+            assert_eq!(folded(&changes), Err(Contradiction(tuple(changes[1].1))), "{changes:?}");
         }
     }
 }

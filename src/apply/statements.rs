@@ -56,15 +56,13 @@ impl Target {
         for at in sorted.into_iter().filter(|at| rows.has(*at)) {
             match &net.rows()[at] {
                 NetRow::Updated(row) => changed.entry(Present::of(row)).or_default().push(row),
-                NetRow::Deleted(row) | NetRow::Replaced(row) => gone.push(row),
-                NetRow::Inserted(_) | NetRow::Passed => {}
-            }
-        }
-        // New rows in the order they came, as the source's pages hold them.
-        for (_, row) in net.rows().iter().enumerate().filter(|(at, _)| rows.has(*at)) {
-            match row {
-                NetRow::Inserted(row) | NetRow::Replaced(row) => new.push(row),
-                NetRow::Updated(_) | NetRow::Deleted(_) | NetRow::Passed => {}
+                NetRow::Deleted(row) => gone.push(row),
+                NetRow::Replaced(row) => {
+                    gone.push(row);
+                    new.push(row);
+                }
+                NetRow::Inserted(row) => new.push(row),
+                NetRow::Passed => {}
             }
         }
         self.delete(script, table, &gone, label)?;
