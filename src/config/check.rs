@@ -265,7 +265,7 @@ fn check_limits(raw: RawLimits, migration: &MigrationName, findings: &mut Findin
 
 fn check_apply(raw: RawApply, findings: &mut Findings<'_>) -> Apply {
     Apply {
-        group_bytes: findings.size("apply.group", raw.group, 64 * 1024..=GIB, 8 * MIB) as usize,
+        group_bytes: findings.size("apply.group", raw.group, 64 * 1024..=GIB, 16 * MIB) as usize,
         group_delay: findings.duration(
             "apply.group_delay",
             raw.group_delay,

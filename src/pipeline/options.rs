@@ -30,7 +30,7 @@ impl Shares {
             spool_bytes: memory_bytes / 4,
             stash_bytes: memory_bytes / 8,
             link_bytes: memory_bytes / 32,
-            group_bytes: memory_bytes / 32,
+            group_bytes: memory_bytes / 16,
             part_bytes: memory_bytes / 128,
             dirty_bytes: memory_bytes / 8,
             kafka_bytes: memory_bytes / 8,
