@@ -2,9 +2,10 @@
 //!
 //! A walsender pays for a system call or two with each row that it sends; COPY fills its buffer first. What is decoded so
 //! is put into a temporary file of the server until it is sent ("Logical Decoding Functions" in the documentation:
-//! the functions return when the last row is known), so it is asked for in spans ([`super::spans`]). The functions move
-//! their slot when they return, whether we got the rows or not; so they get a temporary copy of it
-//! (`pg_copy_logical_replication_slot`) that ends with the session. Ours moves as ever: to what every sink holds.
+//! the functions return when the last row is known), so it is asked for in spans ([`super::spans`]), and while the rows of
+//! one are taken the next is decoded, on another connection. The functions move their slot when they return, whether we
+//! got the rows or not; so they get temporary copies of it (`pg_copy_logical_replication_slot`) that end with the
+//! session. Ours moves as ever: to what every sink holds.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::spans::{Spans, Taken};
 use super::{Error, frames};
 use crate::model::{Frame, FrameBatch, FramePayload, Lsn, quote_literal};
 use crate::telemetry::{self, Point, clock};
-use crate::wire::{self, Mode, RawConnection};
+use crate::wire::{self, CopyChunk, Mode, RawConnection};
 
 /// A server that decodes says nothing meanwhile.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
@@ -50,11 +51,22 @@ enum Halted {
     Failed(Error),
 }
 
-struct Bulk<'a> {
+/// A connection, and a copy of the slot that ends with it.
+struct Lane {
     connection: RawConnection,
-    slot: &'a str,
-    /// The temporary slot.
+    /// The copy's name.
     copy: String,
+    has_copy: bool,
+    /// A span was asked for; that it comes has not been heard, which is with its first row.
+    is_asked: bool,
+}
+
+struct Bulk<'a> {
+    /// The one whose rows are handed on.
+    now: Lane,
+    /// The one on which the server decodes the next span meanwhile.
+    next: Lane,
+    slot: &'a str,
     /// As SQL literals.
     parameters: &'a str,
     /// Everything that committed before this has been handed on.
@@ -67,15 +79,22 @@ struct Bulk<'a> {
     ports: &'a mut Ports,
 }
 
+/// A span has been decoded.
+struct Decoded {
+    to: Lsn,
+    restart: Option<Lsn>,
+    /// When the next one was asked for, if there is one.
+    next_asked: Option<Instant>,
+}
+
 /// Reads what there is of the log from the admitted start on, until little is left.
 pub(super) async fn catch_up(options: &Options, admitted: &Admitted, ports: &mut Ports) -> Result<Ended, Error> {
-    let connected = wire::connect_raw(&options.endpoint, Mode::Sql, "catch up").await;
-    let connection = connected.map_err(Error::wire("connect to the source to read the backlog"))?;
-    let (stop, cancel) = (ports.stop.clone(), connection.cancel_token());
+    let (now, next) = (Lane::open(options).await?, Lane::open(options).await?);
+    let (stop, cancels) = (ports.stop.clone(), [now.connection.cancel_token(), next.connection.cancel_token()]);
     let mut bulk = Bulk {
+        now,
+        next,
         slot: &options.slot,
-        copy: copy_name(&options.slot, connection.backend_pid()),
-        connection,
         parameters: &admitted.parameters,
         at: admitted.start,
         released: admitted.start,
@@ -87,13 +106,18 @@ pub(super) async fn catch_up(options: &Options, admitted: &Admitted, ports: &mut
     let halted = tokio::select! { biased;
         () = stop.cancelled() => Halted::Closed,
         caught_up = bulk.read_all() => match caught_up {
-            Ok(()) => return bulk.leave().await,
+            Ok(()) => {
+                bulk.leave().await;
+                return Ok(Ended::CaughtUp);
+            }
             Err(halted) => halted,
         }
     };
     // What the server still decodes for us is of no use to anybody.
-    let cancelled = timeout(CANCEL_PATIENCE, cancel.cancel()).await;
-    tracing::debug!(?cancelled, "backlog left to the stream");
+    for cancel in cancels {
+        let cancelled = timeout(CANCEL_PATIENCE, cancel.cancel()).await;
+        tracing::debug!(?cancelled, "backlog left to the stream");
+    }
     match halted {
         Halted::Closed => Ok(Ended::Stopped),
         Halted::Unfit(why) => Ok(Ended::GivenUp(why)),
@@ -107,79 +131,67 @@ pub(super) async fn catch_up(options: &Options, admitted: &Admitted, ports: &mut
 
 impl Bulk<'_> {
     async fn read_all(&mut self) -> Result<(), Halted> {
-        self.copy_slot().await?;
-        loop {
-            let end = self.log_end().await?;
-            let Some(upto) = self.spans.next(self.at, end) else { break };
-            let taken = self.read(upto).await?;
-            self.release().await?;
+        self.now.copy(self.slot).await?;
+        self.now.advance(self.at).await?;
+        let end = self.now.log_end().await?;
+        let mut asked = match self.spans.next(self.at, end) {
+            Some(upto) => Some(self.now.ask(upto, self.parameters).await?),
+            None => None,
+        };
+        while let Some(begun) = asked {
+            let first = self.now.rows().await?;
+            let decoded = self.ask_for_next().await?;
+            let (from, to) = (self.at, decoded.to);
+            let message_count = self.hand_on_all(first, begun).await?;
+            Point::SpanRead.reach();
+            // As a walsender says how far it has come.
+            let payload = FramePayload::Keepalive { reply_requested: false };
+            let passed = Frame { wal_end: Some(to), sent_at_us: clock::unix_us(), payload };
+            self.hand_on(FrameBatch { frames: vec![passed], size_bytes: 0 }, begun).await?;
+            self.at = to;
+            let taken = Taken { from, to, restart: decoded.restart, message_count, took: begun.elapsed() };
             self.spans.on_taken(taken).map_err(|unfit| Halted::Unfit(unfit.to_string()))?;
+            std::mem::swap(&mut self.now, &mut self.next);
+            asked = decoded.next_asked;
         }
         self.settle().await;
         self.release().await
     }
 
-    /// A copy of the slot that stands where we are.
-    async fn copy_slot(&mut self) -> Result<(), Halted> {
-        let (slot, copy) = (quote_literal(self.slot), quote_literal(&self.copy));
-        let sql = format!("SELECT pg_copy_logical_replication_slot({slot}, {copy}, true)");
-        self.query("copy the slot", &sql).await?;
-        let at = self.at;
-        let sql = format!(
-            "SELECT pg_replication_slot_advance({copy}, '{at}') FROM pg_replication_slots
-             WHERE slot_name = {copy} AND confirmed_flush_lsn < '{at}'"
-        );
-        self.query("move the slot's copy to where we are", &sql).await.map(drop)
-    }
-
-    async fn log_end(&mut self) -> Result<Lsn, Halted> {
-        let rows = self.query("ask for the end of the log", "SELECT pg_current_wal_flush_lsn()").await?;
-        let end = text(rows.first(), 0).and_then(|text| text.parse().ok());
-        end.ok_or(Halted::Failed(Error::Malformed { what: "the log has no end" }))
-    }
-
-    /// Hands on what committed up to `upto`, and where that is.
-    async fn read(&mut self, upto: Lsn) -> Result<Taken, Halted> {
-        let (from, begun) = (self.at, Instant::now());
-        Point::SpanDue.reach();
-        let message_count = self.copy_out(upto, begun).await?;
-        let state = slot_state_on(&mut self.connection, &self.copy).await?;
+    /// With its first row the function has returned, and moved its slot to the end of the span: a copy of that one goes on
+    /// from there while the rows are sent.
+    async fn ask_for_next(&mut self) -> Result<Decoded, Halted> {
+        self.release().await?;
+        let state = slot_state_on(&mut self.next.connection, &self.now.copy).await?;
         let (to, restart) = state.map(|state| (state.confirmed_flush, state.restart_lsn)).unwrap_or_default();
-        let to = to.filter(|to| *to > from).ok_or(Error::Malformed { what: "a slot did not move with its reader" })?;
-        Point::SpanRead.reach();
-        // As a walsender says how far it has come.
-        let payload = FramePayload::Keepalive { reply_requested: false };
-        let passed = Frame { wal_end: Some(to), sent_at_us: clock::unix_us(), payload };
-        self.hand_on(FrameBatch { frames: vec![passed], size_bytes: 0 }, begun + self.held_max).await?;
-        self.at = to;
-        Ok(Taken { from, to, restart, message_count, took: begun.elapsed() })
+        let to = to.filter(|to| *to > self.at).ok_or(Error::Malformed { what: "a slot did not move with its reader" })?;
+        let end = self.next.log_end().await?;
+        let Some(upto) = self.spans.next(to, end) else { return Ok(Decoded { to, restart, next_asked: None }) };
+        self.next.copy(&self.now.copy).await?;
+        let next_asked = Some(self.next.ask(upto, self.parameters).await?);
+        Ok(Decoded { to, restart, next_asked })
     }
 
-    async fn copy_out(&mut self, upto: Lsn, begun: Instant) -> Result<usize, Halted> {
-        let sql = format!(
-            "COPY (SELECT lsn, data FROM pg_logical_slot_get_binary_changes({}, '{upto}', NULL, VARIADIC ARRAY[{}]))
-             TO STDOUT (FORMAT binary)",
-            quote_literal(&self.copy),
-            self.parameters
-        );
-        let mut message_count = 0;
-        heard(self.connection.ask_copy_out(&sql)).await?;
-        heard(self.connection.copy_out_asked()).await?;
-        while let Some(chunk) = heard(self.connection.copy_out_under_way().next()).await? {
-            let rows = frames::decode_rows(&chunk, clock::unix_us());
-            let batch = rows.ok_or(Error::Malformed { what: "a decoded change of unknown form" })?;
+    /// Answers with the number of rows.
+    async fn hand_on_all(&mut self, first: Option<CopyChunk>, begun: Instant) -> Result<usize, Halted> {
+        let (mut chunk, mut message_count) = (first, 0);
+        while let Some(rows) = chunk {
+            let batch = frames::decode_rows(&rows, clock::unix_us());
+            let batch = batch.ok_or(Error::Malformed { what: "a decoded change of unknown form" })?;
             message_count += batch.frames.len();
-            self.hand_on(batch, begun + self.held_max).await?;
+            self.hand_on(batch, begun).await?;
+            chunk = self.now.rows().await?;
         }
         Ok(message_count)
     }
 
-    async fn hand_on(&mut self, batch: FrameBatch, until: Instant) -> Result<(), Halted> {
+    /// `begun`: when what the batch is of was asked for.
+    async fn hand_on(&mut self, batch: FrameBatch, begun: Instant) -> Result<(), Halted> {
         let received = batch.frames.iter().filter_map(|frame| frame.wal_end).max();
         let size_bytes = batch.size_bytes;
         let sending = self.ports.events.send(SourceEvent::Frames(batch), size_bytes);
-        let sent =
-            timeout_at(until, sending).await.map_err(|_| Halted::Unfit("nobody takes what is read".to_owned()))?;
+        let sent = timeout_at(begun + self.held_max, sending).await;
+        let sent = sent.map_err(|_| Halted::Unfit("nobody takes what is read".to_owned()))?;
         sent.map_err(|_closed| Halted::Closed)?;
         if let Some(received) = received {
             self.ports.state.send_replace(SessionState::Streaming { received });
@@ -195,7 +207,7 @@ impl Bulk<'_> {
         };
         let sql = format!("SELECT pg_replication_slot_advance({}, '{confirmed}')", quote_literal(self.slot));
         Point::ReportDue.reach();
-        self.query("let the source forget what has arrived", &sql).await?;
+        self.next.query("let the source forget what has arrived", &sql).await?;
         Point::Reported.reach();
         self.released = confirmed;
         Ok(())
@@ -208,15 +220,71 @@ impl Bulk<'_> {
         tracing::debug!(settled = settled.is_ok(), through = %self.at, "backlog read");
     }
 
-    async fn query(&mut self, what: &'static str, sql: &str) -> Result<Vec<wire::Row>, Halted> {
-        heard_while(what, self.connection.simple_query(sql)).await
+    /// The slot's copies go with their sessions.
+    async fn leave(self) {
+        for lane in [self.now, self.next] {
+            let closed = timeout(CANCEL_PATIENCE, lane.connection.close()).await;
+            tracing::debug!(?closed, "backlog's session closed");
+        }
+    }
+}
+
+impl Lane {
+    async fn open(options: &Options) -> Result<Self, Error> {
+        let connected = wire::connect_raw(&options.endpoint, Mode::Sql, "catch up").await;
+        let connection = connected.map_err(Error::wire("connect to the source to read the backlog"))?;
+        let copy = copy_name(&options.slot, connection.backend_pid());
+        Ok(Self { connection, copy, has_copy: false, is_asked: false })
     }
 
-    async fn leave(self) -> Result<Ended, Error> {
-        // The slot's copy goes with the session, and nobody is to meet it: the stream needs none, but others may.
-        let closed = timeout(CANCEL_PATIENCE, self.connection.close()).await;
-        tracing::debug!(?closed, "backlog's session closed");
-        Ok(Ended::CaughtUp)
+    /// Takes a copy of `slot`, which may be in use, in place of the one it had.
+    async fn copy(&mut self, slot: &str) -> Result<(), Halted> {
+        let (slot, copy) = (quote_literal(slot), quote_literal(&self.copy));
+        if std::mem::replace(&mut self.has_copy, true) {
+            self.query("drop a copy of the slot", &format!("SELECT pg_drop_replication_slot({copy})")).await?;
+        }
+        let sql = format!("SELECT pg_copy_logical_replication_slot({slot}, {copy}, true)");
+        self.query("copy the slot", &sql).await.map(drop)
+    }
+
+    /// Has the copy stand at `at`, if that is ahead of it.
+    async fn advance(&mut self, at: Lsn) -> Result<(), Halted> {
+        let copy = quote_literal(&self.copy);
+        let sql = format!(
+            "SELECT pg_replication_slot_advance({copy}, '{at}') FROM pg_replication_slots
+             WHERE slot_name = {copy} AND confirmed_flush_lsn < '{at}'"
+        );
+        self.query("move the slot's copy to where we are", &sql).await.map(drop)
+    }
+
+    async fn log_end(&mut self) -> Result<Lsn, Halted> {
+        let rows = self.query("ask for the end of the log", "SELECT pg_current_wal_flush_lsn()").await?;
+        let end = text(rows.first(), 0).and_then(|text| text.parse().ok());
+        end.ok_or(Halted::Failed(Error::Malformed { what: "the log has no end" }))
+    }
+
+    /// Asks for what committed up to `upto`; answers with the time.
+    async fn ask(&mut self, upto: Lsn, parameters: &str) -> Result<Instant, Halted> {
+        let copy = quote_literal(&self.copy);
+        let sql = format!(
+            "COPY (SELECT lsn, data FROM pg_logical_slot_get_binary_changes({copy}, '{upto}', NULL, VARIADIC ARRAY[{parameters}]))
+             TO STDOUT (FORMAT binary)"
+        );
+        Point::SpanDue.reach();
+        heard(self.connection.ask_copy_out(&sql)).await?;
+        self.is_asked = true;
+        Ok(Instant::now())
+    }
+
+    async fn rows(&mut self) -> Result<Option<CopyChunk>, Halted> {
+        if std::mem::take(&mut self.is_asked) {
+            heard(self.connection.copy_out_asked()).await?;
+        }
+        if self.connection.is_in_copy() { heard(self.connection.copy_out_under_way().next()).await } else { Ok(None) }
+    }
+
+    async fn query(&mut self, what: &'static str, sql: &str) -> Result<Vec<wire::Row>, Halted> {
+        heard_while(what, self.connection.simple_query(sql)).await
     }
 }
 

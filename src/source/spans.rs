@@ -52,13 +52,16 @@ impl Spans {
     }
 
     /// Up to where the next span goes, from `at` in a log that ends at `end`. `None`: too little is left.
-    pub(super) fn next(&self, at: Lsn, end: Lsn) -> Option<Lsn> {
+    pub(super) fn next(&mut self, at: Lsn, end: Lsn) -> Option<Lsn> {
         let left = end.bytes_since(at);
         if left < LEFT_BYTES {
             return None;
         }
         // Not one more for a rest that is hardly worth it.
-        if left < self.span_bytes.saturating_add(LEFT_BYTES) { Some(end) } else { Lsn::new(at.get() + self.span_bytes) }
+        let whole = left < self.span_bytes.saturating_add(LEFT_BYTES);
+        let span_bytes = if whole { left } else { self.span_bytes };
+        self.span_bytes = self.span_bytes.saturating_mul(GROWTH).min(self.max_bytes);
+        Lsn::new(at.get() + span_bytes)
     }
 
     pub(super) fn on_taken(&mut self, taken: Taken) -> Result<(), Unfit> {
@@ -70,8 +73,9 @@ impl Spans {
         if restart.is_some_and(|restart| to.bytes_since(restart) >= PINNED_BYTES) {
             return Err(Unfit::Pinned);
         }
-        let wanted = if took > LONG { self.span_bytes / 2 } else { self.span_bytes.saturating_mul(GROWTH) };
-        self.span_bytes = wanted.max(FIRST_BYTES).min(self.max_bytes);
+        if took > LONG {
+            self.span_bytes = (to.bytes_since(from) / 2).max(FIRST_BYTES).min(self.max_bytes);
+        }
         Ok(())
     }
 }
@@ -119,9 +123,11 @@ mod tests {
     #[test]
     fn a_span_that_took_long_is_followed_by_a_smaller_one() {
         let mut spans = Spans::new(256 << 20);
-        for expected in [24 << 20, 12 << 20, FIRST_BYTES, FIRST_BYTES] {
-            let took = if expected == 24 << 20 { LONG } else { LONG + Duration::from_millis(1) };
-            spans.on_taken(Taken { took, ..taken(1, 2) }).unwrap();
+        let too_long = LONG + Duration::from_millis(1);
+        for (bytes, took, expected) in
+            [(64 << 20, LONG, FIRST_BYTES), (64 << 20, too_long, 32 << 20), (8 << 20, too_long, FIRST_BYTES)]
+        {
+            spans.on_taken(Taken { took, ..taken(1, 1 + bytes) }).unwrap();
             assert_eq!(spans.span_bytes, expected);
         }
     }

@@ -108,7 +108,7 @@ async fn whoever_is_struck_between_spans_loses_nothing_and_repeats_nothing() {
                 (Point::SpanDue, 0) => {
                     let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                                  WHERE application_name = 'changeover catch up'";
-                    assert_eq!(world.source.scalar(ended).await, "1");
+                    assert_eq!(world.source.scalar(ended).await, "2");
                     world.daemon.let_go();
                     world.caught_up().await;
                 }
