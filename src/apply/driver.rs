@@ -286,7 +286,7 @@ impl Driver {
 
     fn takes_input(&self) -> bool {
         let has_room = if self.state.flows() {
-            self.queue.is_empty() && self.group.size_bytes < self.group_bytes && self.staged.is_none()
+            self.queue.is_empty() && !self.group.is_full(self.group_bytes) && self.staged.is_none()
         } else {
             self.queue.size_bytes() < self.held_bytes
         };
@@ -295,7 +295,7 @@ impl Driver {
 
     /// Moves what may be applied from the queue into the group.
     pub(super) fn fill(&mut self) -> Result<(), Error> {
-        while self.group.size_bytes < self.group_bytes && self.staged.is_none() {
+        while !self.group.is_full(self.group_bytes) && self.staged.is_none() {
             match self.queue.peek() {
                 None => break,
                 Some(Next::Through(through)) => {

@@ -33,6 +33,9 @@ pub(super) struct Group {
     /// Commit times of the source transactions that end in here, microseconds since the Unix epoch.
     pub(super) committed_at_us: Vec<i64>,
     pub(super) counts: Counts,
+    pub(super) row_count: usize,
+    /// Those of them that the target has to find.
+    pub(super) found_count: usize,
     /// Somebody waits for the position: it carries one of our own messages.
     pub(super) urgent: bool,
 }
@@ -47,12 +50,25 @@ impl Default for Group {
             through: None,
             committed_at_us: Vec::new(),
             counts: Counts::new(),
+            row_count: 0,
+            found_count: 0,
             urgent: false,
         }
     }
 }
 
+/// A group with fewer rows to be found than one in so many has nothing to gain from its size.
+const FEW_TO_FIND: usize = 8;
+/// Such a group is full at this part of the limit: what a large one costs is room in the processors' caches.
+const SMALLER: usize = 4;
+
 impl Group {
+    /// Rows that are found share pages, the more of them the better; new rows go where there is room.
+    pub(super) fn is_full(&self, limit_bytes: usize) -> bool {
+        let is_of_new_rows = self.found_count * FEW_TO_FIND < self.row_count;
+        self.size_bytes >= if is_of_new_rows { limit_bytes / SMALLER } else { limit_bytes }
+    }
+
     /// Holds nothing, not even a position.
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty() && self.through.is_none()
@@ -123,6 +139,8 @@ impl Group {
         let (_, counts) =
             self.counts.entry(table.relation.oid).or_insert_with(|| (Arc::clone(table), RowCounts::default()));
         counts.committed_at_us = committed_at_us;
+        self.row_count += 1;
+        self.found_count += usize::from(matches!(kind, ChangeKind::Update { .. } | ChangeKind::Delete { .. }));
         match kind {
             ChangeKind::Insert { .. } => counts.inserts += 1,
             ChangeKind::Update { .. } => counts.updates += 1,
@@ -168,9 +186,13 @@ pub(super) fn add_change(
         }
         ChangeKind::Message { .. } => return Ok(()),
     };
-    for table in tables_of(arrived, change) {
+    let (mut tables, mut row) = (tables_of(arrived, change).peekable(), Some(row));
+    while let Some(table) = tables.next() {
         let folding = !ordered.contains(&table.place);
-        let added = layers.row(table, row.clone(), folding);
+        // One table is the rule.
+        let row = if tables.peek().is_some() { row.clone() } else { row.take() };
+        let Some(row) = row else { break };
+        let added = layers.row(table, row, folding);
         added.map_err(|NoIdentity| Error::NoIdentity { table: table.relation.name.clone() })?;
     }
     Ok(())

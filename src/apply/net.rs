@@ -226,7 +226,8 @@ mod tests {
     #[test]
     fn rows_are_sorted_by_their_keys_as_bytes() {
         let long = "x".repeat(PREFIX_BYTES);
-        let keys = [format!("{long}b"), format!("{long}a"), long.clone(), format!("{}\0", &long[1..]), long[1..].to_owned()];
+        let keys =
+            [format!("{long}b"), format!("{long}a"), long.clone(), format!("{}\0", &long[1..]), long[1..].to_owned()];
         let mut net = Net::new(&[0]);
         for key in &keys {
             net.update(tuple(&[key])).unwrap();

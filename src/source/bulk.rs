@@ -164,7 +164,8 @@ impl Bulk<'_> {
         self.release().await?;
         let state = slot_state_on(&mut self.next.connection, &self.now.copy).await?;
         let (to, restart) = state.map(|state| (state.confirmed_flush, state.restart_lsn)).unwrap_or_default();
-        let to = to.filter(|to| *to > self.at).ok_or(Error::Malformed { what: "a slot did not move with its reader" })?;
+        let to =
+            to.filter(|to| *to > self.at).ok_or(Error::Malformed { what: "a slot did not move with its reader" })?;
         let end = self.next.log_end().await?;
         let Some(upto) = self.spans.next(to, end) else { return Ok(Decoded { to, restart, next_asked: None }) };
         self.next.copy(&self.now.copy).await?;
