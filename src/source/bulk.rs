@@ -25,6 +25,9 @@ use crate::wire::{self, CopyChunk, Mode, RawConnection};
 const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// Each time the server reads its log again from where it kept it for us, so not after each span.
 const SPANS_PER_RELEASE: u64 = 2;
+/// Nor much later than this: a slot that nobody uses for long may be given up (`idle_replication_slot_timeout`), and the
+/// log that it keeps takes room.
+const RELEASE_INTERVAL: Duration = Duration::from_secs(15);
 /// A stream makes the server decode once more what the sinks do not hold yet, at the very time at which they need its
 /// processors. A sink that is away is not waited for.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
@@ -72,6 +75,7 @@ struct Bulk<'a> {
     /// Everything that committed before this has been handed on.
     at: Lsn,
     released: Lsn,
+    released_at: Instant,
     release_bytes: u64,
     /// A statement holds a snapshot on the source: what nobody takes for this long is asked for again, as a stream.
     held_max: Duration,
@@ -98,6 +102,7 @@ pub(super) async fn catch_up(options: &Options, admitted: &Admitted, ports: &mut
         parameters: &admitted.parameters,
         at: admitted.start,
         released: admitted.start,
+        released_at: Instant::now(),
         release_bytes: options.bulk_bytes.saturating_mul(SPANS_PER_RELEASE),
         held_max: options.held_max,
         spans: Spans::new(options.bulk_bytes),
@@ -202,15 +207,17 @@ impl Bulk<'_> {
 
     /// Lets the source forget what every sink holds.
     async fn release(&mut self) -> Result<(), Halted> {
+        let is_late = self.released_at.elapsed() >= RELEASE_INTERVAL;
+        let due_bytes = if is_late { 1 } else { self.release_bytes };
         let confirmed = *self.ports.confirmed.borrow();
-        let Some(confirmed) = confirmed.filter(|lsn| lsn.bytes_since(self.released) >= self.release_bytes) else {
+        let Some(confirmed) = confirmed.filter(|lsn| lsn.bytes_since(self.released) >= due_bytes) else {
             return Ok(());
         };
         let sql = format!("SELECT pg_replication_slot_advance({}, '{confirmed}')", quote_literal(self.slot));
         Point::ReportDue.reach();
         self.next.query("let the source forget what has arrived", &sql).await?;
         Point::Reported.reach();
-        self.released = confirmed;
+        (self.released, self.released_at) = (confirmed, Instant::now());
         Ok(())
     }
 

@@ -4,6 +4,8 @@
 //!  slot, publication ─► [admit] refuse rather than guess ─► [driver] ─FrameBatch▶ decode
 //!                                                            ▲ [machine] when to report, when to give up
 //!                              progress ─confirmed─────────────┘
+//! A backlog, until little of it is left:
+//!  slot ─copies─► [bulk] COPY of decoded spans ([spans]: how large) ─FrameBatch▶ decode
 //! ```
 
 mod publication;
