@@ -187,7 +187,7 @@ async fn what_holds_up_those_before_it_is_given_up() {
     let pair = Pair::of(15, 15);
     let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
     blue.exec("CREATE TABLE words (word text PRIMARY KEY, v text)").await;
-    blue.exec("INSERT INTO words VALUES ('A', 'old')").await;
+    blue.exec("INSERT INTO words VALUES ('AA', 'old')").await;
     let mut daemon = Daemon::start(&config("held_up", &pair, 2));
     daemon.wait_for_phase("streaming");
     daemon.terminate();
@@ -203,16 +203,17 @@ async fn what_holds_up_those_before_it_is_given_up() {
     blue.exec(&fill(1_000)).await;
     blue.exec(&fill(2_000)).await;
     blue.exec(&format!(
-        "INSERT INTO words VALUES ('first', 'new'); {}; INSERT INTO words VALUES ('a', 'new')",
+        "INSERT INTO words VALUES ('f', 'new'); {}; INSERT INTO words VALUES ('aa', 'new')",
         fill(3_000)
     ))
     .await;
-    blue.exec(&format!("DELETE FROM words WHERE word = 'A'; {}", fill(4_000))).await;
+    blue.exec(&format!("DELETE FROM words WHERE word = 'AA'; {}", fill(4_000))).await;
     blue.exec(&fill(5_000)).await;
     blue.exec(&fill(6_000)).await;
-    // The group with the insert waits for us, until the one with the other value's end has gone ahead.
+    // The group with the insert waits for us (shorter keys are written first), until the one with the other value's end
+    // has gone ahead.
     let ours = pair.target.connect().await;
-    ours.exec("BEGIN; INSERT INTO words VALUES ('first', 'ours')").await;
+    ours.exec("BEGIN; INSERT INTO words VALUES ('f', 'ours')").await;
     daemon.start_again();
     daemon.expect_error("public.words");
     let ahead = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND application_name LIKE 'changeover apply%'";
