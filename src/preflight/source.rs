@@ -18,17 +18,28 @@ pub(super) async fn wal_level(side: &Side) -> Result<Finding, Error> {
     Ok(Finding::fail(check, format!("it is {level}, which holds too little to decode changes from"), remedy))
 }
 
+/// Beside ours, while a backlog is read in bulk.
+const SLOTS_TO_CATCH_UP: i64 = 2;
+
 pub(super) async fn free_slots(sides: &Sides<'_>) -> Result<Finding, Error> {
     let check = "source.slots";
     let sql = "SELECT current_setting('max_replication_slots')::bigint - (SELECT count(*) FROM pg_replication_slots)";
     let free: i64 = sides.source.ask(sql).await?;
     let there = has_slot(sides).await?;
-    if free > 0 || there {
-        return Ok(Finding::pass(check, format!("{free} free{}", if there { ", ours is there" } else { "" })));
-    }
     let remedy = "SELECT pg_drop_replication_slot('…') for one that nobody uses, or: ALTER SYSTEM SET \
                   max_replication_slots = … (then restart)";
-    Ok(Finding::fail(check, "every replication slot is taken", remedy))
+    if free <= 0 && !there {
+        return Ok(Finding::fail(check, "every replication slot is taken", remedy));
+    }
+    let spare = if there { free } else { free - 1 };
+    let found = format!("{free} free{}", if there { ", ours is there" } else { "" });
+    if spare < SLOTS_TO_CATCH_UP && sides.config.source.bulk_bytes > 0 {
+        let what = format!(
+            "{found}: with fewer than {SLOTS_TO_CATCH_UP} to spare a backlog comes as a stream, which costs more"
+        );
+        return Ok(Finding::warn(check, what, remedy));
+    }
+    Ok(Finding::pass(check, found))
 }
 
 async fn has_slot(sides: &Sides<'_>) -> Result<bool, Error> {

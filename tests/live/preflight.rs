@@ -310,3 +310,26 @@ async fn an_inventory_lists_the_largest_first_and_what_needs_care() {
     let text = config::draft(pair.source.url(), Some(pair.target.url()), "postgres", &inventory.notes());
     assert!(config::parse(&text, &Environment::new()).is_ok(), "{text}");
 }
+
+#[tokio::test]
+async fn slots_to_spare_are_counted() {
+    let pair = Pair::of(15, 15);
+    let source = pair.source.connect().await;
+    let take = |left: u32| {
+        format!(
+            "SELECT pg_create_logical_replication_slot('s' || {left} || '_' || i, 'pgoutput') FROM generate_series(1, \
+             current_setting('max_replication_slots')::int - (SELECT count(*)::int FROM pg_replication_slots) - {left}) i"
+        )
+    };
+    source.exec(&take(3)).await;
+    assert_passes(&check_pair(&pair, "").await, "source.slots");
+    source.exec(&take(2)).await;
+    let report = check_pair(&pair, "").await;
+    let found = finding(&report, "source.slots");
+    assert_eq!(found.verdict, Verdict::Warn, "{report}");
+    assert!(found.message.starts_with("2 free: with fewer than 2 to spare a backlog comes as a stream"), "{found}");
+    assert_passes(&check_pair(&pair, "bulk = \"0\"---").await, "source.slots");
+    source.exec(&take(0)).await;
+    let remedy = assert_fails(&check_pair(&pair, "").await, "source.slots", "every replication slot is taken");
+    assert!(remedy.contains("pg_drop_replication_slot"), "{remedy}");
+}
