@@ -6,6 +6,7 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::model::{Column, Datum, Tuple, binary};
+use crate::wire::{COPY_HEADER, COPY_TRAILER};
 
 /// `pg_type.oid` of what our parameters are.
 pub(super) const TEXT: u32 = 25;
@@ -204,12 +205,9 @@ pub(super) fn copy_rows_binary<'a>(
     out: &mut BytesMut,
     rows: impl Iterator<Item = &'a Tuple>,
 ) -> Result<(), Unwritable> {
-    /// Signature, no flags, no extension.
-    const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-    const TRAILER: i16 = -1;
-    message(out, b'd', |out| out.put_slice(HEADER));
+    message(out, b'd', |out| out.put_slice(COPY_HEADER));
     copy_messages(out, rows, copy_row_binary)?;
-    message(out, b'd', |out| out.put_i16(TRAILER));
+    message(out, b'd', |out| out.put_slice(COPY_TRAILER));
     message(out, b'c', |_| {});
     Ok(())
 }

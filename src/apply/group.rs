@@ -239,6 +239,16 @@ mod tests {
     use super::*;
     use crate::model::{Relation, ReplicaIdentity, TableName};
 
+    #[test]
+    fn a_group_of_new_rows_is_full_sooner() {
+        let full_at = |found_count, row_count| {
+            let is_full = |size_bytes| Group { size_bytes, found_count, row_count, ..Group::default() }.is_full(4000);
+            (0..=4000).find(|size_bytes| is_full(*size_bytes)).unwrap()
+        };
+        assert_eq!([full_at(0, 100), full_at(12, 100), full_at(13, 100), full_at(100, 100)], [1000, 1000, 4000, 4000]);
+        assert_eq!(full_at(0, 0), 4000, "nothing but messages");
+    }
+
     /// A leaf of `p`, which the target gathers together with another one.
     fn leaf(name: &str, condition: Option<&str>) -> Arc<Table> {
         let of_leaf = Relation { name: TableName::new("s", name), ..(*relation_of(name)).clone() };

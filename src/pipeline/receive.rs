@@ -24,9 +24,9 @@ use crate::telemetry::chain;
 /// Read from the socket and not yet decoded. Small: what is behind it waits in the source's log, which is its place.
 const LINK_BYTES: usize = 8 << 20;
 const LINK_COUNT: usize = 1024;
-/// A third of the smallest `wal_sender_timeout` anyone is likely to set.
 /// Of a snapshot on the source by which a backlog is read: long for a target that keeps up, short for the source's vacuum.
 const HELD_MAX: Duration = Duration::from_secs(60);
+/// A third of the smallest `wal_sender_timeout` anyone is likely to set.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Receive {

@@ -4,6 +4,7 @@ use super::Error;
 use super::finding::{Finding, listed, statements};
 use super::server::user;
 use super::sides::{Side, Sides};
+use crate::source::SLOTS_TO_CATCH_UP;
 use crate::telemetry;
 use crate::wire::{self, Mode};
 
@@ -17,9 +18,6 @@ pub(super) async fn wal_level(side: &Side) -> Result<Finding, Error> {
                   rds.logical_replication = 1 in the parameter group and reboot)";
     Ok(Finding::fail(check, format!("it is {level}, which holds too little to decode changes from"), remedy))
 }
-
-/// Beside ours, while a backlog is read in bulk.
-const SLOTS_TO_CATCH_UP: i64 = 2;
 
 pub(super) async fn free_slots(sides: &Sides<'_>) -> Result<Finding, Error> {
     let check = "source.slots";

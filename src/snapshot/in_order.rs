@@ -21,17 +21,12 @@ use super::progress::{CopyState, Counts};
 use super::split::TableCopy;
 use super::sql;
 use super::worker::{Attempt, Ended, Moved, Worker, give_up, wait_to_begin};
-use crate::wire::{CopyIn, CopyOut, put_message, take_payload};
+use crate::wire::{COPY_HEADER, COPY_TRAILER, CopyIn, CopyOut, put_message, take_payload};
 
 /// Nothing but a sequential scan, in the order of the file, also where a row filter would suit an index.
 const IN_ORDER: &str =
     "SET LOCAL synchronize_seqscans = off; SET LOCAL enable_seqscan = on; SET LOCAL enable_indexscan = off;
      SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off";
-
-/// "Binary Format" of COPY in the documentation: signature, flags, and an extension of no length.
-const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// In the place of a row's number of columns.
-const TRAILER: &[u8; 2] = &(-1i16).to_be_bytes();
 
 /// One pass over a table.
 struct Pass {
@@ -181,13 +176,13 @@ impl Places {
 
     fn begin_part(&self, out: &mut BytesMut) {
         if self.is_binary {
-            put_message(out, &[HEADER]);
+            put_message(out, &[COPY_HEADER]);
         }
     }
 
     fn end_part(&self, out: &mut BytesMut) {
         if self.is_binary {
-            put_message(out, &[TRAILER]);
+            put_message(out, &[COPY_TRAILER]);
         }
     }
 
@@ -200,9 +195,9 @@ impl Places {
             let message = take_payload(&mut behind).ok_or(OutOfOrder)?;
             let mut payload = &*message;
             if self.is_binary && !self.is_begun {
-                payload = payload.strip_prefix(HEADER).ok_or(OutOfOrder)?;
+                payload = payload.strip_prefix(COPY_HEADER).ok_or(OutOfOrder)?;
             }
-            let holds_a_row = !payload.is_empty() && (!self.is_binary || payload != TRAILER);
+            let holds_a_row = !payload.is_empty() && (!self.is_binary || payload != COPY_TRAILER);
             if holds_a_row {
                 let row = if self.is_binary { binary_row(payload) } else { text_row(payload) };
                 let row = row.filter(|row| row.block >= self.block).ok_or(OutOfOrder)?;
@@ -266,7 +261,7 @@ mod tests {
         let mut frames = Vec::new();
         for (n, block) in blocks.iter().enumerate() {
             let mut frame = BytesMut::new();
-            let header: &[u8] = if n == 0 && is_binary { HEADER } else { b"" };
+            let header: &[u8] = if n == 0 && is_binary { COPY_HEADER } else { b"" };
             if is_binary {
                 let place = [&6u32.to_be_bytes()[..], &block.to_be_bytes(), &1u16.to_be_bytes()].concat();
                 put_message(&mut frame, &[header, &2i16.to_be_bytes(), &place, &1u32.to_be_bytes(), &[b'a' + n as u8]]);
@@ -277,7 +272,7 @@ mod tests {
         }
         if is_binary {
             let mut frame = BytesMut::new();
-            put_message(&mut frame, if blocks.is_empty() { &[HEADER, TRAILER] } else { &[TRAILER] });
+            put_message(&mut frame, if blocks.is_empty() { &[COPY_HEADER, COPY_TRAILER] } else { &[COPY_TRAILER] });
             frames.push(frame.freeze());
         }
         frames
@@ -349,7 +344,7 @@ mod tests {
         }
         assert!(refused(true, b"d\0\0\0\x06\0\x01"), "no header");
         let mut frame = BytesMut::new();
-        put_message(&mut frame, &[HEADER, &1i16.to_be_bytes(), &4u32.to_be_bytes(), &[0; 6]]);
+        put_message(&mut frame, &[COPY_HEADER, &1i16.to_be_bytes(), &4u32.to_be_bytes(), &[0; 6]]);
         assert!(refused(true, &frame), "not as long as a place");
         for text in [&b"d\0\0\0\x06a\n"[..], b"d\0\0\0\x0a(1;2)\t", b"d\0\0\0\x09(1,2\t", b"d\0\0\0\xff"] {
             assert!(refused(false, text), "{text:?}");

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Error;
-use super::bulk::literals;
 use super::run::Options;
 use super::slot::{Identified, identify_on, text};
 use super::slot_state::{SlotState, slot_state_on};
@@ -253,6 +252,13 @@ fn start_command(slot: &str, start: Lsn, parameters: &[(&str, String)]) -> Strin
         parameters.iter().map(|(name, value)| format!("{name} '{}'", value.replace('\'', "''"))).collect();
     let slot = quote_identifier(slot);
     format!("START_REPLICATION SLOT {slot} LOGICAL {start} ({})", written.join(", "))
+}
+
+/// As SQL literals, one after the other.
+fn literals(parameters: &[(&str, String)]) -> String {
+    let pairs: Vec<String> =
+        parameters.iter().map(|(name, value)| format!("{}, {}", quote_literal(name), quote_literal(value))).collect();
+    pairs.join(", ")
 }
 
 #[cfg(test)]

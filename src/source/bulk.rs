@@ -36,6 +36,9 @@ const OPERATOR_INTERVENTION: &str = "57";
 const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 const SLOT_NAME_MAX: usize = 63;
 
+/// Slots that it takes beside ours: one a connection.
+pub const SLOTS_TO_CATCH_UP: i64 = 2;
+
 /// How it ended when nothing is wrong with the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
@@ -314,13 +317,6 @@ fn copy_name(slot: &str, backend_pid: i32) -> String {
     let suffix = format!("_{backend_pid}");
     let kept: String = slot.chars().take(SLOT_NAME_MAX - suffix.len()).collect();
     kept + &suffix
-}
-
-/// As SQL literals, one after the other.
-pub(super) fn literals(parameters: &[(&str, String)]) -> String {
-    let pairs: Vec<String> =
-        parameters.iter().map(|(name, value)| format!("{}, {}", quote_literal(name), quote_literal(value))).collect();
-    pairs.join(", ")
 }
 
 impl From<Error> for Halted {

@@ -4,14 +4,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::machine::Report;
 use crate::model::{Frame, FrameBatch, FramePayload, Lsn};
-use crate::wire::CopyChunk;
-
-/// "Binary Format" of COPY in the documentation: before the first row, in the same message.
-const COPY_SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
-/// With flags and the length of an extension, which is 0.
-const COPY_HEADER_BYTES: usize = COPY_SIGNATURE.len() + 8;
-/// In the place of a row's number of columns.
-const COPY_TRAILER: i16 = -1;
+use crate::wire::{COPY_HEADER, COPY_TRAILER, CopyChunk};
 
 /// Microseconds from the Unix epoch to PostgreSQL's (2000-01-01).
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -48,24 +41,25 @@ fn decode_one(mut message: Bytes) -> Option<Frame> {
 pub(super) fn decode_rows(chunk: &CopyChunk, read_at_us: i64) -> Option<FrameBatch> {
     let mut frames = Vec::with_capacity(usize::try_from(chunk.frame_count).unwrap_or(0));
     for mut row in chunk.payloads() {
-        if row.starts_with(COPY_SIGNATURE) {
-            row.try_copy_to_slice(&mut [0; COPY_HEADER_BYTES]).ok()?;
+        if row.starts_with(COPY_HEADER) {
+            row.advance(COPY_HEADER.len());
         }
-        match row.try_get_i16().ok()? {
-            COPY_TRAILER => {}
-            2 => frames.push(decode_row(row, read_at_us)?),
-            _ => return None,
+        if row != COPY_TRAILER[..] {
+            frames.push(decode_row(row, read_at_us)?);
         }
     }
     Some(FrameBatch { frames, size_bytes: chunk.frames.len() })
 }
 
 fn decode_row(mut row: Bytes, read_at_us: i64) -> Option<Frame> {
-    let lsn_bytes = row.try_get_i32().ok()?;
-    let lsn = Lsn::new((lsn_bytes == 8).then(|| row.try_get_u64().ok())??);
+    let (column_count, lsn_bytes) = (row.try_get_i16().ok()?, row.try_get_i32().ok()?);
+    if (column_count, lsn_bytes) != (2, 8) {
+        return None;
+    }
+    let lsn = Lsn::new(row.try_get_u64().ok()?);
     let message_bytes = usize::try_from(row.try_get_i32().ok()?).ok()?;
+    let is_whole = row.len() == message_bytes;
     let payload = FramePayload::XLogData { wal_start: lsn, message: row };
-    let is_whole = matches!(&payload, FramePayload::XLogData { message, .. } if message.len() == message_bytes);
     is_whole.then_some(Frame { wal_end: lsn, sent_at_us: read_at_us, payload })
 }
 
@@ -116,6 +110,28 @@ mod tests {
         assert!(chunk.frames.as_ptr_range().contains(&message.as_ptr()), "not copied");
         assert_eq!(keepalive.wal_end, Lsn::new(10));
         assert!(matches!(keepalive.payload, FramePayload::Keepalive { reply_requested: true }));
+    }
+
+    #[test]
+    fn rows_of_a_copy_are_frames_and_what_stands_around_them_is_none() {
+        let row = |lsn: u8, message: &[u8]| {
+            let head = [&b"\0\x02\0\0\0\x08\0\0\0\0\0\0\0"[..], &[lsn], b"\0\0\0", &[message.len() as u8]].concat();
+            [&head[..], message].concat()
+        };
+        let first = [&COPY_HEADER[..], &row(7, b"BEGIN")].concat();
+        let batch = decode_rows(&chunk(&[&first, &row(9, b""), COPY_TRAILER]), 5).unwrap();
+        let read = batch.frames.iter().map(|frame| {
+            let FramePayload::XLogData { wal_start, message } = &frame.payload else { panic!("data only") };
+            assert_eq!((*wal_start, frame.sent_at_us), (frame.wal_end, 5));
+            (frame.wal_end, message.to_vec())
+        });
+        assert!(read.eq([(Lsn::new(7), b"BEGIN".to_vec()), (Lsn::new(9), Vec::new())]));
+        assert!(decode_rows(&chunk(&[&[&COPY_HEADER[..], COPY_TRAILER].concat()]), 5).unwrap().frames.is_empty());
+        let whole = row(7, b"BEGIN");
+        for cut in 0..whole.len() {
+            assert!(decode_rows(&chunk(&[&whole[..cut]]), 5).is_none(), "{cut}");
+        }
+        assert!(decode_rows(&chunk(&[&[&whole[..], b"!"].concat()]), 5).is_none());
     }
 
     #[test]

@@ -9,6 +9,12 @@ use super::raw::is_aside;
 use super::server_error::ServerError;
 use super::{Error, RawConnection};
 
+/// "Binary Format" of COPY in the documentation: signature, flags, and an extension of no length. Stands before the first
+/// row, which the server sends in the same message.
+pub const COPY_HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// After the last row, in the place of a row's number of columns.
+pub const COPY_TRAILER: &[u8; 2] = &(-1i16).to_be_bytes();
+
 /// One or more whole CopyData messages, headers included.
 #[derive(Clone, Debug)]
 pub struct CopyChunk {

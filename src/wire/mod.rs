@@ -35,7 +35,7 @@ mod server_error;
 pub mod sqlstate;
 
 pub use cancel::CancelToken;
-pub use copy::{CopyChunk, CopyIn, CopyOut, put_message, take_payload};
+pub use copy::{COPY_HEADER, COPY_TRAILER, CopyChunk, CopyIn, CopyOut, put_message, take_payload};
 pub use copy_both::{CopyBoth, CopyBothEvent};
 pub use endpoint::{ChannelBinding, Endpoint, Host, SslMode};
 pub use error::{Error, disposition_of};

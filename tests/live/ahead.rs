@@ -1,6 +1,7 @@
 //! Transactions of a backlog that are applied ahead of their commits: what is seen on green is what it would be otherwise,
 //! whoever commits meanwhile and whatever breaks. Each test asserts by the log that the way was taken, or given up.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,7 +22,7 @@ const SCHEMA: &str = "
     INSERT INTO t SELECT i, 0, i, md5(i::text), CASE WHEN i % 50 = 0 THEN repeat(md5(i::text), 100) END FROM generate_series(1, 5000) i;
     INSERT INTO other SELECT i FROM generate_series(1, 100) i;
     INSERT INTO bare SELECT 1, 1 FROM generate_series(1, 10);";
-pub(super) const TABLES: [&str; 4] = ["t", "other", "bare", "done"];
+const TABLES: [&str; 4] = ["t", "other", "bare", "done"];
 const BEGUN: &str = "applying a transaction ahead of its commit";
 const COMMITTED: &str = "committed a transaction that was applied ahead";
 const GIVEN_UP: &str = "is given up: it comes again at its commit";
@@ -64,12 +65,26 @@ impl World {
         Self { pair, source, small, target, daemon, markers: 0 }
     }
 
-    /// More log than counts as a backlog, most of it empty.
     pub(super) async fn fill(&self) {
-        for _ in 0..6 {
-            self.small.exec("UPDATE other SET n = n + 1 WHERE id = 100").await;
-            self.small.exec("SELECT pg_switch_wal()").await;
-        }
+        self.small.fill_log("UPDATE other SET n = n + 1 WHERE id = 100").await;
+    }
+
+    /// Drains, and answers with all that a reader of green saw meanwhile.
+    pub(super) async fn drain_watched(&mut self, sql: &'static str) -> BTreeSet<String> {
+        let (stop, url) = (Arc::new(AtomicBool::new(false)), self.pair.target.url().to_owned());
+        let mut reading = JoinSet::new();
+        let stopped = Arc::clone(&stop);
+        reading.spawn(async move {
+            let green = Db::connect(&url).await;
+            let mut seen = BTreeSet::new();
+            while !stopped.load(Ordering::Relaxed) {
+                seen.insert(green.scalar(sql).await);
+            }
+            seen
+        });
+        self.drain().await;
+        stop.store(true, Ordering::Relaxed);
+        reading.join_next().await.unwrap().unwrap()
     }
 
     /// Starts the daemon and waits until green has everything.
@@ -327,24 +342,8 @@ async fn readers_of_green_see_all_of_it_or_nothing() {
         world.source.exec("UPDATE t SET n = n + 1 WHERE id > 2500; COMMIT").await;
     }
     world.fill().await;
-    let (stop, url) = (Arc::new(AtomicBool::new(false)), world.pair.target.url().to_owned());
-    let mut reading = JoinSet::new();
-    let stopped = Arc::clone(&stop);
-    reading.spawn(async move {
-        let green = Db::connect(&url).await;
-        let sql = "SELECT string_agg(DISTINCT n::text, ',') || '|' || (SELECT n FROM other WHERE id = 1) FROM t";
-        let mut seen = Vec::new();
-        while !stopped.load(Ordering::Relaxed) {
-            let row = green.scalar(sql).await;
-            if seen.last() != Some(&row) {
-                seen.push(row);
-            }
-        }
-        seen
-    });
-    world.drain().await;
-    stop.store(true, Ordering::Relaxed);
-    let seen = reading.join_next().await.unwrap().unwrap();
+    let sql = "SELECT string_agg(DISTINCT n::text, ',') || '|' || (SELECT n FROM other WHERE id = 1) FROM t";
+    let seen = world.drain_watched(sql).await;
     assert!(seen.iter().all(|row| ["0|0", "1|1", "2|2", "3|3"].contains(&row.as_str())), "{seen:?}");
     world.assert_ways(3, 3, 0);
     world.assert_equal().await;

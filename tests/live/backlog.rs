@@ -25,14 +25,6 @@ async fn write(source: &Db, from: u32) {
         .await;
 }
 
-/// More log than counts as a backlog, most of it empty.
-async fn fill(source: &Db) {
-    for _ in 0..6 {
-        source.exec("INSERT INTO bare VALUES (0, 0)").await;
-        source.exec("SELECT pg_switch_wal()").await;
-    }
-}
-
 async fn caught_up(source: &Db, target: &Db, daemon: &mut Daemon, columns: &str) {
     source.exec("INSERT INTO bare VALUES (-1, -1)").await;
     while target.scalar("SELECT count(*) FROM bare WHERE id = -1").await == "0" {
@@ -80,7 +72,7 @@ async fn a_backlog_of_known_types_comes_in_binary_form() {
     for (major, bulk) in [(14, "0"), (14, "256MiB"), (18, "0"), (18, "256MiB")] {
         let (_pair, source, target, mut daemon) = migrated(major, bulk).await;
         write(&source, 1001).await;
-        fill(&source).await;
+        source.fill_log("INSERT INTO bare VALUES (0, 0)").await;
         write(&source, 2001).await;
         daemon.start_again();
         caught_up(&source, &target, &mut daemon, "*").await;
@@ -101,7 +93,7 @@ async fn a_column_that_the_log_still_has_and_whose_binary_form_is_unknown_makes_
         source.exec("ALTER TABLE t ADD m mood DEFAULT 'ok'").await;
         target.exec("ALTER TABLE t ADD m mood DEFAULT 'ok'").await;
         write(&source, 2001).await;
-        fill(&source).await;
+        source.fill_log("INSERT INTO bare VALUES (0, 0)").await;
         source.exec("ALTER TABLE t DROP m").await;
         write(&source, 3001).await;
         daemon.start_again();

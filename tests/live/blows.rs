@@ -235,7 +235,7 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
         sleep(Duration::from_millis(rng.u64(0..600))).await;
         if plan.bulk != "0" && (matches!(point, Point::SpanDue | Point::SpanRead) || rng.u8(..4) == 0) {
             daemon.kill();
-            fill(&blue).await;
+            Db::connect(&blue).await.fill_log("UPDATE account SET balance = balance + 0 WHERE id = 20").await;
             daemon.hold_at(point);
             daemon.start_again();
         } else {
@@ -262,14 +262,6 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
         println!("{error}");
     }
     clear(daemon, pair, &name).await;
-}
-
-/// More log than counts as a backlog, most of it empty.
-async fn fill(blue: &str) {
-    let source = Db::connect(blue).await;
-    for _ in 0..5 {
-        source.exec("UPDATE account SET balance = balance + 0 WHERE id = 20; SELECT pg_switch_wal()").await;
-    }
 }
 
 async fn fall(blow: Blow, daemon: &mut Daemon, pair: &mut Pair, name: &str) {

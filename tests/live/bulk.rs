@@ -3,17 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use changeover::demo::StopMode;
 use changeover::telemetry::Point;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::ahead::{World, mixed};
-use super::support::Db;
 
 const BEGUN: &str = "source's backlog is read in bulk";
 const AS_A_STREAM: &str = "what is left of the backlog comes as a stream";
@@ -220,22 +216,9 @@ async fn readers_of_green_see_transactions_whole() {
             .exec("BEGIN; UPDATE other SET n = n + 1 WHERE id = 1; UPDATE t SET n = n + 1 WHERE id <= 900; UPDATE other SET n = n + 1 WHERE id = 2; COMMIT")
             .await;
     }
-    let (stop, url) = (Arc::new(AtomicBool::new(false)), world.pair.target.url().to_owned());
-    let mut reading = JoinSet::new();
-    let stopped = Arc::clone(&stop);
-    reading.spawn(async move {
-        let green = Db::connect(&url).await;
-        let sql = "SELECT string_agg(DISTINCT n::text, ',') || ' ' || (SELECT n FROM other WHERE id = 1) || ' ' || (SELECT n FROM other WHERE id = 2)
-                   FROM t WHERE id <= 900";
-        let mut seen = BTreeSet::new();
-        while !stopped.load(Ordering::Relaxed) {
-            seen.insert(green.scalar(sql).await);
-        }
-        seen
-    });
-    world.drain().await;
-    stop.store(true, Ordering::Relaxed);
-    let seen = reading.join_next().await.unwrap().unwrap();
+    let sql = "SELECT string_agg(DISTINCT n::text, ',') || ' ' || (SELECT n FROM other WHERE id = 1) || ' ' || (SELECT n FROM other WHERE id = 2)
+               FROM t WHERE id <= 900";
+    let seen = world.drain_watched(sql).await;
     let whole = |row: &String| row.split(' ').collect::<BTreeSet<_>>().len() == 1;
     assert!(seen.iter().all(whole), "{seen:?}");
     assert!(seen.len() > 3, "too few states were seen: {seen:?}");

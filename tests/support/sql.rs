@@ -12,6 +12,14 @@ pub struct Db {
 }
 
 impl Db {
+    /// More log than counts as a backlog, most of it empty: a switch leaves the rest of its segment out.
+    pub async fn fill_log(&self, change: &str) {
+        for _ in 0..6 {
+            self.exec(change).await;
+            self.exec("SELECT pg_switch_wal()").await;
+        }
+    }
+
     /// Panics with the reason when there is no way in.
     pub async fn connect(url: &str) -> Self {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap_or_else(|error| {
