@@ -1,7 +1,9 @@
 //! Random workloads: whatever the source did, the target ends with the same rows.
 
-use super::world::World;
-use crate::support::from_environment;
+use futures_util::future::join_all;
+
+use super::world::{World, end_of};
+use crate::support::{Db, from_environment};
 
 const SCHEMA: &str = "
 CREATE TABLE keyed (id int PRIMARY KEY, v int, note text);
@@ -26,6 +28,9 @@ const ON_TARGET: &str = "CREATE UNIQUE INDEX ON keyed (v) WHERE note = 'never'";
 const TABLES: [&str; 10] = ["keyed", "plain", "uniq", "pair", "bare", "parted", "tree", "ranges", "chosen", "nullable"];
 
 const BINARY_TABLES: [&str; 8] = ["keyed", "plain", "uniq", "pair", "bare", "parted", "chosen", "nullable"];
+
+/// Workloads checked at a time.
+const LANES: u64 = 4;
 
 struct Random(fastrand::Rng);
 
@@ -102,7 +107,7 @@ impl Random {
 
     /// A transaction in which a refused statement does no harm.
     fn transaction(&mut self) -> String {
-        let mut sql = String::from("DO $$BEGIN ");
+        let mut sql = String::from("BEGIN; DO $$BEGIN ");
         for _ in 0..self.0.u32(1..8) {
             let statement = self.statement();
             sql += &format!(
@@ -110,7 +115,7 @@ impl Random {
                  EXCEPTION WHEN integrity_constraint_violation THEN NULL; END; "
             );
         }
-        sql + "END$$"
+        sql + "END$$; COMMIT;"
     }
 }
 
@@ -135,16 +140,33 @@ async fn check(world: &mut World, tables: &[&str], seed: u64, group_bytes: usize
     world.options.sessions = 1 + usize::try_from(seed % 4).unwrap();
     let mut random = Random(fastrand::Rng::with_seed(seed));
     world.follow(&format!("TRUNCATE {} RESTART IDENTITY", TABLES.join(", "))).await.unwrap();
-    for _ in 0..6 {
-        let transactions: Vec<String> = (0..60).map(|_| random.transaction()).collect();
-        for transaction in transactions {
-            world.source.exec(&transaction).await;
+    // Two lives of an applier, of three rounds each.
+    for _ in 0..2 {
+        let mut rounds = Vec::new();
+        for _ in 0..3 {
+            let transactions: String = (0..60).map(|_| random.transaction()).collect();
+            world.source.exec(&transactions).await;
+            rounds.push((world.decoded().await, rows(&world.source, tables).await));
         }
-        let batches = world.decoded().await;
         world.alone().await;
-        world.apply(batches).await.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
-        world.assert_same(tables).await;
+        let applied = world.beside(async |running| {
+            for (batches, expected) in rounds {
+                let end = end_of(&batches);
+                running.send(batches).await;
+                running.settled(end).await;
+                assert_eq!(rows(&world.target, tables).await, expected, "seed {seed}");
+            }
+        });
+        applied.await.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
     }
+}
+
+async fn rows(db: &Db, tables: &[&str]) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    for table in tables {
+        rows.push(db.rows(table).await);
+    }
+    rows
 }
 
 /// `CHANGEOVER_SEEDS` of them (1), from `CHANGEOVER_SEED` on (a random one): `make campaign-apply`.
@@ -152,9 +174,15 @@ async fn check(world: &mut World, tables: &[&str], seed: u64, group_bytes: usize
 async fn a_random_workload_ends_equal() {
     let first = from_environment("CHANGEOVER_SEED").unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
     let seeds = from_environment("CHANGEOVER_SEEDS").unwrap_or(1);
+    // An applier that is waited for leaves the processors to the others.
+    let lanes = (0..seeds.min(LANES)).map(|lane| check_all((first + lane..first + seeds).step_by(LANES as usize)));
+    join_all(lanes).await;
+}
+
+async fn check_all(seeds: impl Iterator<Item = u64>) {
     // One decoder cuts transactions into parts, the other hardly ever does.
     let (mut whole, mut cut, mut binary) = (world(1 << 20).await, world(600).await, binary_world().await);
-    for seed in first..first + seeds {
+    for seed in seeds {
         for group_bytes in [1, 4 << 10, 1 << 20] {
             check(&mut whole, &TABLES, seed, group_bytes).await;
         }
@@ -184,9 +212,9 @@ async fn a_reader_of_the_target_never_sees_half_a_transfer() {
         batches.push(world.decoded().await);
     }
     let url = world.target_url();
-    let end = super::world::end_of(batches.last().unwrap());
+    let end = end_of(batches.last().unwrap());
     let applied = world.beside(async |running| {
-        let reader = crate::support::Db::connect(&url).await;
+        let reader = Db::connect(&url).await;
         let mut sums = std::collections::BTreeSet::new();
         for batch in batches {
             running.send(batch).await;
