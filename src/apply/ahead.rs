@@ -26,7 +26,7 @@ use crate::wire::{self, Session};
 
 use super::catalog::Shapes;
 use super::error::Error;
-use super::group::{Counts, Group};
+use super::group::{Counts, Group, Limit};
 use super::lanes::Division;
 use super::options::Options;
 use super::origin::origin_ahead;
@@ -199,10 +199,9 @@ impl Runner {
     }
 
     fn takes_input(&self) -> bool {
-        let has_room = self
-            .open
-            .as_ref()
-            .is_none_or(|open| matches!(open.stage, Stage::Gathering) && !open.group.is_full(self.options.group_bytes));
+        let has_room = self.open.as_ref().is_none_or(|open| {
+            matches!(open.stage, Stage::Gathering) && !open.group.is_full(Limit::alone(self.options.group_bytes))
+        });
         has_room && !self.input_ended
     }
 
@@ -407,7 +406,7 @@ impl Open {
 
     /// A server that has nothing to do gets what there is.
     fn is_due(&self, group_bytes: usize) -> bool {
-        let is_full = self.group.is_full(group_bytes) || !matches!(self.stage, Stage::Gathering);
+        let is_full = self.group.is_full(Limit::alone(group_bytes)) || !matches!(self.stage, Stage::Gathering);
         !self.group.members.is_empty() && (self.flights.is_empty() || (is_full && self.flights.len() < FLIGHTS_MAX))
     }
 

@@ -17,7 +17,7 @@ use super::careful;
 use super::catalog::Shapes;
 use super::error::Error;
 use super::flights::{Course, Flight, Flights};
-use super::group::{Counts, Extent, Group};
+use super::group::{Counts, Extent, Group, Limit};
 use super::joining::{self, Joining};
 use super::lanes::{Division, Lane, is_divided_anew};
 use super::machine::{Input, Recent, State};
@@ -284,9 +284,13 @@ impl Driver {
         Ok(())
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.group.is_full(Limit { bytes: self.group_bytes, sessions: self.sessions_max })
+    }
+
     fn takes_input(&self) -> bool {
         let has_room = if self.state.flows() {
-            self.queue.is_empty() && !self.group.is_full(self.group_bytes) && self.staged.is_none()
+            self.queue.is_empty() && !self.is_full() && self.staged.is_none()
         } else {
             self.queue.size_bytes() < self.held_bytes
         };
@@ -295,7 +299,7 @@ impl Driver {
 
     /// Moves what may be applied from the queue into the group.
     pub(super) fn fill(&mut self) -> Result<(), Error> {
-        while !self.group.is_full(self.group_bytes) && self.staged.is_none() {
+        while !self.is_full() && self.staged.is_none() {
             match self.queue.peek() {
                 None => break,
                 Some(Next::Through(through)) => {

@@ -10,6 +10,21 @@ use super::fold::{Layers, NoIdentity, Truncate};
 use super::queue::{Arrived, Member};
 use super::table::{RowChange, Table};
 
+/// How large a group becomes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    pub(super) bytes: usize,
+    /// That may each have one at a time.
+    pub(super) sessions: usize,
+}
+
+impl Limit {
+    /// For a single session.
+    pub(super) const fn alone(bytes: usize) -> Self {
+        Self { bytes, sessions: 1 }
+    }
+}
+
 /// Which source transactions a group holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
@@ -38,6 +53,8 @@ pub(super) struct Group {
     pub(super) found_count: usize,
     /// Somebody waits for the position: it carries one of our own messages.
     pub(super) urgent: bool,
+    /// Where the first transaction ends, and the source's log, as far as we know.
+    pub(super) log: Option<(Lsn, Lsn)>,
 }
 
 impl Default for Group {
@@ -53,6 +70,7 @@ impl Default for Group {
             row_count: 0,
             found_count: 0,
             urgent: false,
+            log: None,
         }
     }
 }
@@ -61,12 +79,23 @@ impl Default for Group {
 const FEW_TO_FIND: usize = 8;
 /// Such a group is full at this part of the limit: what a large one costs is room in the processors' caches.
 const SMALLER: usize = 4;
+/// Near the end of a backlog a group may be this much smaller.
+const SMALLEST: usize = 8;
 
 impl Group {
     /// Rows that are found share pages, the more of them the better; new rows go where there is room.
-    pub(super) fn is_full(&self, limit_bytes: usize) -> bool {
+    pub(super) fn is_full(&self, limit: Limit) -> bool {
         let is_of_new_rows = self.found_count * FEW_TO_FIND < self.row_count;
-        self.size_bytes >= if is_of_new_rows { limit_bytes / SMALLER } else { limit_bytes }
+        let enough = if is_of_new_rows { limit.bytes / SMALLER } else { limit.bytes };
+        self.size_bytes >= enough || self.size_bytes >= limit.bytes / SMALLEST && self.is_its_share(limit.sessions)
+    }
+
+    /// What is left of the log is less than all sessions together would take: then each takes a part of it, and none has
+    /// to apply the last group alone. Where a stream does not say how much is left, nothing is known of it.
+    fn is_its_share(&self, sessions: usize) -> bool {
+        let Some(((from, wal_end), through)) = self.log.zip(self.through) else { return false };
+        let (taken, left) = (through.bytes_since(from), wal_end.bytes_since(through));
+        sessions > 1 && left > 0 && taken.saturating_mul(sessions as u64) >= left
     }
 
     /// Holds nothing, not even a position.
@@ -102,6 +131,8 @@ impl Group {
             add_change(&mut self.layers, &member.arrived, transaction, change, ordered)?;
         }
         self.size_bytes += transaction.size_bytes();
+        let wal_end = member.arrived.batch.wal_end;
+        self.log = Some((self.log.map_or(transaction.end_at_least(), |(from, _)| from), wal_end));
         if transaction.part.ends() {
             self.through = Some(transaction.end);
             self.committed_at_us.push(transaction.committed_at_us);
@@ -242,11 +273,30 @@ mod tests {
     #[test]
     fn a_group_of_new_rows_is_full_sooner() {
         let full_at = |found_count, row_count| {
-            let is_full = |size_bytes| Group { size_bytes, found_count, row_count, ..Group::default() }.is_full(4000);
+            let is_full = |size_bytes| {
+                Group { size_bytes, found_count, row_count, ..Group::default() }
+                    .is_full(Limit { bytes: 4000, sessions: 2 })
+            };
             (0..=4000).find(|size_bytes| is_full(*size_bytes)).unwrap()
         };
         assert_eq!([full_at(0, 100), full_at(12, 100), full_at(13, 100), full_at(100, 100)], [1000, 1000, 4000, 4000]);
         assert_eq!(full_at(0, 0), 4000, "nothing but messages");
+    }
+
+    #[test]
+    fn near_the_end_of_a_backlog_each_session_gets_its_share() {
+        let lsn = |raw| Lsn::new(raw).unwrap();
+        let is_full = |size_bytes, through, wal_end, sessions| {
+            let (log, through) = (Some((lsn(100), lsn(wal_end))), Some(lsn(through)));
+            let group = Group { size_bytes, row_count: 9, found_count: 9, log, through, ..Group::default() };
+            group.is_full(Limit { bytes: 8000, sessions })
+        };
+        assert!(is_full(1000, 200, 400, 2), "half of what is left");
+        assert!(!is_full(1000, 199, 400, 2), "less");
+        assert!(is_full(1000, 200, 500, 3), "a third of what is left");
+        assert!(!is_full(999, 200, 201, 2), "too small to be worth it");
+        assert!(!is_full(7999, 200, 200, 2), "nothing is known of what is left");
+        assert!(!is_full(7999, 200, 201, 1), "nobody to share with");
     }
 
     /// A leaf of `p`, which the target gathers together with another one.

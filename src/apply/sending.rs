@@ -51,7 +51,7 @@ impl Driver {
             let sent = match self.staged.take() {
                 Some(staged) => self.send_staged(staged).await,
                 None if self.flights.is_empty() => self.send_whole().await?,
-                None if self.group.is_full(self.group_bytes) && !self.waits_for_end => self.write_next().await?,
+                None if self.is_full() && !self.waits_for_end => self.write_next().await?,
                 None => false,
             };
             if !sent {
@@ -263,7 +263,7 @@ impl Driver {
     }
 
     fn is_due(&self) -> bool {
-        let full = self.group.is_full(self.group_bytes) || !self.queue.is_empty();
+        let full = self.is_full() || !self.queue.is_empty();
         self.input_ended || full || self.state.hurries() || self.group_due().is_none_or(|due| due <= Instant::now())
     }
 

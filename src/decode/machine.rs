@@ -194,7 +194,9 @@ impl Decoder {
         self.arrival += 1;
         if let Some(wal_end) = frame.wal_end {
             self.assembly.note_wal_end(wal_end);
-            self.ahead.pass(wal_end)?;
+        }
+        if let Some(reached) = frame.reached() {
+            self.ahead.pass(reached)?;
         }
         match &frame.payload {
             FramePayload::Keepalive { .. } => self.on_keepalive(frame.wal_end),

@@ -14,6 +14,16 @@ pub struct Frame {
     pub payload: FramePayload,
 }
 
+impl Frame {
+    /// How far the stream has come with it.
+    pub fn reached(&self) -> Option<Lsn> {
+        match &self.payload {
+            FramePayload::XLogData { wal_start, .. } => *wal_start,
+            FramePayload::Keepalive { .. } => self.wal_end,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub enum FramePayload {
     /// `w`: one pgoutput message.

@@ -77,6 +77,8 @@ struct Bulk<'a> {
     parameters: &'a str,
     /// Everything that committed before this has been handed on.
     at: Lsn,
+    /// Where the log ended when it was last asked for.
+    end: Lsn,
     released: Lsn,
     released_at: Instant,
     release_bytes: u64,
@@ -104,6 +106,7 @@ pub(super) async fn catch_up(options: &Options, admitted: &Admitted, ports: &mut
         slot: &options.slot,
         parameters: &admitted.parameters,
         at: admitted.start,
+        end: admitted.start,
         released: admitted.start,
         released_at: Instant::now(),
         release_bytes: options.bulk_bytes.saturating_mul(SPANS_PER_RELEASE),
@@ -141,8 +144,8 @@ impl Bulk<'_> {
     async fn read_all(&mut self) -> Result<(), Halted> {
         self.now.copy(self.slot).await?;
         self.now.advance(self.at).await?;
-        let end = self.now.log_end().await?;
-        let mut asked = match self.spans.next(self.at, end) {
+        self.end = self.now.log_end().await?;
+        let mut asked = match self.spans.next(self.at, self.end) {
             Some(upto) => Some(self.now.ask(upto, self.parameters).await?),
             None => None,
         };
@@ -174,8 +177,8 @@ impl Bulk<'_> {
         let (to, restart) = state.map(|state| (state.confirmed_flush, state.restart_lsn)).unwrap_or_default();
         let to =
             to.filter(|to| *to > self.at).ok_or(Error::Malformed { what: "a slot did not move with its reader" })?;
-        let end = self.next.log_end().await?;
-        let Some(upto) = self.spans.next(to, end) else { return Ok(Decoded { to, restart, next_asked: None }) };
+        self.end = self.next.log_end().await?;
+        let Some(upto) = self.spans.next(to, self.end) else { return Ok(Decoded { to, restart, next_asked: None }) };
         self.next.copy(&self.now.copy).await?;
         let next_asked = Some(self.next.ask(upto, self.parameters).await?);
         Ok(Decoded { to, restart, next_asked })
@@ -185,7 +188,7 @@ impl Bulk<'_> {
     async fn hand_on_all(&mut self, first: Option<CopyChunk>, begun: Instant) -> Result<usize, Halted> {
         let (mut chunk, mut message_count) = (first, 0);
         while let Some(rows) = chunk {
-            let batch = frames::decode_rows(&rows, clock::unix_us());
+            let batch = frames::decode_rows(&rows, self.end, clock::unix_us());
             let batch = batch.ok_or(Error::Malformed { what: "a decoded change of unknown form" })?;
             message_count += batch.frames.len();
             self.hand_on(batch, begun).await?;
@@ -196,7 +199,7 @@ impl Bulk<'_> {
 
     /// `begun`: when what the batch is of was asked for.
     async fn hand_on(&mut self, batch: FrameBatch, begun: Instant) -> Result<(), Halted> {
-        let received = batch.frames.iter().filter_map(|frame| frame.wal_end).max();
+        let received = batch.frames.iter().filter_map(|frame| frame.reached()).max();
         let size_bytes = batch.size_bytes;
         let sending = self.ports.events.send(SourceEvent::Frames(batch), size_bytes);
         let sent = timeout_at(begun + self.held_max, sending).await;

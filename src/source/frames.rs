@@ -37,21 +37,21 @@ fn decode_one(mut message: Bytes) -> Option<Frame> {
 }
 
 /// The frames of rows of position and message, in COPY's binary format, as slices of them; `None` when a row is none of
-/// those. A walsender's messages of data say the same position twice too.
-pub(super) fn decode_rows(chunk: &CopyChunk, read_at_us: i64) -> Option<FrameBatch> {
+/// those. `wal_end`: where the source's log ended when they were asked for.
+pub(super) fn decode_rows(chunk: &CopyChunk, wal_end: Lsn, read_at_us: i64) -> Option<FrameBatch> {
     let mut frames = Vec::with_capacity(usize::try_from(chunk.frame_count).unwrap_or(0));
     for mut row in chunk.payloads() {
         if row.starts_with(COPY_HEADER) {
             row.advance(COPY_HEADER.len());
         }
         if row != COPY_TRAILER[..] {
-            frames.push(decode_row(row, read_at_us)?);
+            frames.push(decode_row(row, wal_end, read_at_us)?);
         }
     }
     Some(FrameBatch { frames, size_bytes: chunk.frames.len() })
 }
 
-fn decode_row(mut row: Bytes, read_at_us: i64) -> Option<Frame> {
+fn decode_row(mut row: Bytes, wal_end: Lsn, read_at_us: i64) -> Option<Frame> {
     let (column_count, lsn_bytes) = (row.try_get_i16().ok()?, row.try_get_i32().ok()?);
     if (column_count, lsn_bytes) != (2, 8) {
         return None;
@@ -60,7 +60,7 @@ fn decode_row(mut row: Bytes, read_at_us: i64) -> Option<Frame> {
     let message_bytes = usize::try_from(row.try_get_i32().ok()?).ok()?;
     let is_whole = row.len() == message_bytes;
     let payload = FramePayload::XLogData { wal_start: lsn, message: row };
-    is_whole.then_some(Frame { wal_end: lsn, sent_at_us: read_at_us, payload })
+    is_whole.then_some(Frame { wal_end: lsn.max(Some(wal_end)), sent_at_us: read_at_us, payload })
 }
 
 pub(super) fn unix_us(postgres_us: i64) -> i64 {
@@ -119,19 +119,20 @@ mod tests {
             [&head[..], message].concat()
         };
         let first = [&COPY_HEADER[..], &row(7, b"BEGIN")].concat();
-        let batch = decode_rows(&chunk(&[&first, &row(9, b""), COPY_TRAILER]), 5).unwrap();
+        let end = Lsn::new(8).unwrap();
+        let batch = decode_rows(&chunk(&[&first, &row(9, b""), COPY_TRAILER]), end, 5).unwrap();
         let read = batch.frames.iter().map(|frame| {
             let FramePayload::XLogData { wal_start, message } = &frame.payload else { panic!("data only") };
-            assert_eq!((*wal_start, frame.sent_at_us), (frame.wal_end, 5));
-            (frame.wal_end, message.to_vec())
+            assert_eq!((*wal_start, frame.sent_at_us), (frame.reached(), 5));
+            (frame.reached(), frame.wal_end, message.to_vec())
         });
-        assert!(read.eq([(Lsn::new(7), b"BEGIN".to_vec()), (Lsn::new(9), Vec::new())]));
-        assert!(decode_rows(&chunk(&[&[&COPY_HEADER[..], COPY_TRAILER].concat()]), 5).unwrap().frames.is_empty());
+        assert!(read.eq([(Lsn::new(7), Lsn::new(8), b"BEGIN".to_vec()), (Lsn::new(9), Lsn::new(9), Vec::new())]));
+        assert!(decode_rows(&chunk(&[&[&COPY_HEADER[..], COPY_TRAILER].concat()]), end, 5).unwrap().frames.is_empty());
         let whole = row(7, b"BEGIN");
         for cut in 0..whole.len() {
-            assert!(decode_rows(&chunk(&[&whole[..cut]]), 5).is_none(), "{cut}");
+            assert!(decode_rows(&chunk(&[&whole[..cut]]), end, 5).is_none(), "{cut}");
         }
-        assert!(decode_rows(&chunk(&[&[&whole[..], b"!"].concat()]), 5).is_none());
+        assert!(decode_rows(&chunk(&[&[&whole[..], b"!"].concat()]), end, 5).is_none());
     }
 
     #[test]
