@@ -25,7 +25,7 @@ pub(super) enum Unwritable {
     Unchanged,
 }
 
-/// Arrays of text under construction, one a column.
+/// Arrays under construction, one a column.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     columns: Vec<Elements>,
@@ -35,6 +35,8 @@ pub(super) struct Columns {
 
 #[derive(Debug, Default)]
 struct Elements {
+    /// The type of the array's elements: [`TEXT`], or that of values that came in its binary form.
+    type_oid: u32,
     bytes: Vec<u8>,
     has_null: bool,
 }
@@ -43,18 +45,26 @@ struct Elements {
 const KEPT_BYTES_MAX: usize = 1 << 20;
 
 impl Columns {
-    /// Starts over with `count` columns.
-    pub(super) fn start(&mut self, count: usize) {
-        if self.columns.len() < count {
-            self.columns.resize_with(count, Elements::default);
-        }
+    /// Starts over with columns of these types.
+    pub(super) fn start(&mut self, type_oids: impl Iterator<Item = u32>) {
         for column in &mut self.columns {
             column.bytes.clear();
             column.bytes.shrink_to(KEPT_BYTES_MAX);
             column.has_null = false;
         }
-        self.used = count;
-        self.rows = 0;
+        (self.used, self.rows) = (0, 0);
+        for type_oid in type_oids {
+            if self.columns.len() == self.used {
+                self.columns.push(Elements::default());
+            }
+            self.columns[self.used].type_oid = type_oid;
+            self.used += 1;
+        }
+    }
+
+    /// The types of the arrays.
+    pub(super) fn types(&self) -> impl Iterator<Item = u32> {
+        self.columns[..self.used].iter().map(|column| binary::array_of(column.type_oid).unwrap_or(TEXT_ARRAY))
     }
 
     /// Adds the values of `tuple`, whose columns are `described`, at those that `wanted` says, from array `first` on. Returns
@@ -86,7 +96,7 @@ impl Columns {
             put_length(out, |out| {
                 out.put_i32(1);
                 out.put_i32(i32::from(column.has_null));
-                out.put_u32(TEXT);
+                out.put_u32(column.type_oid);
                 out.put_i32(self.rows);
                 out.put_i32(1);
                 out.put_slice(&column.bytes);
@@ -108,12 +118,13 @@ impl Columns {
 }
 
 impl Elements {
+    /// `type_oid`: of the value.
     fn push(&mut self, datum: Datum<'_>, type_oid: u32) -> Result<(), Unwritable> {
+        let as_it_is = self.type_oid != TEXT;
         match datum {
-            Datum::Text(value) => {
-                self.bytes.put_u32(u32::try_from(value.len()).expect("PostgreSQL limits a value to 1 GB"));
-                self.bytes.extend_from_slice(value);
-            }
+            Datum::Text(_) if as_it_is => return Err(Unwritable::Binary),
+            Datum::Text(value) => self.extend(value),
+            Datum::Binary(value) if as_it_is => self.extend(value),
             Datum::Null => {
                 self.bytes.put_i32(-1);
                 self.has_null = true;
@@ -128,6 +139,11 @@ impl Elements {
             Datum::Unchanged => return Err(Unwritable::Unchanged),
         }
         Ok(())
+    }
+
+    fn extend(&mut self, value: &[u8]) {
+        self.bytes.put_u32(u32::try_from(value.len()).expect("PostgreSQL limits a value to 1 GB"));
+        self.bytes.extend_from_slice(value);
     }
 }
 
@@ -335,15 +351,20 @@ mod tests {
         copy_row(&mut out, &binary_row(), &described(2)).unwrap();
         assert_eq!(out[..], b"7\t\\N\n"[..]);
         let mut columns = Columns::default();
-        columns.start(2);
+        columns.start([TEXT, TEXT].into_iter());
         columns.add(&binary_row(), &described(2), 0, |_| true).unwrap();
         assert_eq!(columns.columns[0].bytes, [0, 0, 0, 1, b'7']);
+        columns.start([23, TEXT].into_iter());
+        columns.add(&binary_row(), &described(2), 0, |_| true).unwrap();
+        assert_eq!(columns.columns[0].bytes, [0, 0, 0, 4, 0, 0, 0, 7]);
+        assert!(columns.types().eq([1007, TEXT_ARRAY]));
+        assert_eq!(columns.add(&tuple(&["7", "-"]), &described(2), 0, |_| true), Err(Unwritable::Binary));
     }
 
     #[test]
     fn a_column_becomes_a_binary_array_of_text() {
         let mut columns = Columns::default();
-        columns.start(1);
+        columns.start([TEXT].into_iter());
         for row in [["1", "ab"], ["2", "-"]] {
             columns.add(&tuple(&row), &described(2), 0, |at| at == 1).unwrap();
             columns.end_row();

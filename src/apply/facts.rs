@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::model::{Relation, ReplicaIdentity, TableHandover, TableName};
+use crate::model::{Column, Relation, ReplicaIdentity, TableHandover, TableName, binary};
 
+use super::encode::TEXT;
 use super::error::Error;
 use super::table::{RowKey, Table, TargetColumn};
 
@@ -56,7 +57,7 @@ pub(super) fn table_of(
     if let Some(constraint) = &facts.acting_constraint {
         return Err(Error::ActingConstraint { table: relation.name.clone(), constraint: constraint.clone() });
     }
-    let columns = relation.columns.iter().map(|column| column_of(relation, &target, facts, &column.name));
+    let columns = relation.columns.iter().map(|column| column_of(relation, &target, facts, column));
     let key = key_of(relation, facts);
     Ok(Table {
         id,
@@ -86,23 +87,31 @@ fn has_same_types(relation: &Relation, facts: &Facts) -> bool {
     })
 }
 
-fn column_of(relation: &Relation, target: &TableName, facts: &Facts, name: &str) -> Result<TargetColumn, Error> {
-    let Some(found) = facts.columns.iter().find(|column| column.name == name) else {
+fn column_of(
+    relation: &Relation,
+    target: &TableName,
+    facts: &Facts,
+    described: &Column,
+) -> Result<TargetColumn, Error> {
+    let Column { name, type_oid, .. } = described;
+    let Some(found) = facts.columns.iter().find(|column| column.name == *name) else {
         return Err(Error::MissingColumn {
             table: relation.name.clone(),
             target: target.clone(),
-            column: name.to_owned(),
+            column: name.clone(),
         });
     };
     if found.generated {
-        return Err(Error::GeneratedColumn { table: relation.name.clone(), column: name.to_owned() });
+        return Err(Error::GeneratedColumn { table: relation.name.clone(), column: name.clone() });
     }
     let sql = &found.column;
+    let as_it_is = relation.binary && sql.type_oid == *type_oid && binary::array_of(*type_oid).is_some();
     Ok(TargetColumn {
         name: sql.quoted.clone(),
         cast: sql.cast.clone(),
         equals: sql.equals.clone(),
         indexable: sql.indexable,
+        travels_as: if as_it_is { *type_oid } else { TEXT },
         identity_always: sql.identity_always,
     })
 }
@@ -142,7 +151,6 @@ fn key_of(relation: &Relation, facts: &Facts) -> RowKey {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::model::Column;
 
     pub(crate) fn relation(identity: ReplicaIdentity, columns: &[&str], key: &[&str]) -> Arc<Relation> {
         let column = |name: &&str| Column {

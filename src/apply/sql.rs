@@ -1,8 +1,9 @@
 //! The statements, as text. Pure.
 //!
-//! Values travel as text and become their type by its own input function. Key comparisons are the column's own
-//! equality, so an index serves them. UPDATE and DELETE count their rows and divide by zero when the count is wrong:
-//! that fails the transaction in the same round trip, before its COMMIT.
+//! Values travel as text and become their type by its own input function, or in the binary form in which they came: the
+//! statements are the same. Key comparisons are the column's own equality, so an index serves them. UPDATE and DELETE
+//! count their rows and divide by zero when the count is wrong: that fails the transaction in the same round trip,
+//! before its COMMIT.
 
 use crate::model::quote_identifier;
 

@@ -1,10 +1,11 @@
 //! The statements that a layer becomes, with its rows as their parameters.
 
 use std::collections::BTreeMap;
+use std::iter::repeat_n;
 
 use crate::model::{Datum, Tuple};
 
-use super::encode::{self, INT8, TEXT, TEXT_ARRAY, Unwritable};
+use super::encode::{self, INT8, TEXT, Unwritable};
 use super::error::Error;
 use super::fold::{Layer, Run, Truncate};
 use super::key::Present;
@@ -93,12 +94,13 @@ impl Target {
             return self.copy(script, table, rows, label);
         }
         let count = table.columns.len();
-        self.columns.start(count);
+        self.columns.start(table.columns.iter().map(|column| column.travels_as));
         for row in rows {
             self.columns.add(row, &table.relation.columns, 0, |_| true).map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
-        let name = self.shape(script, table, Shape::Insert, || vec![TEXT_ARRAY; count]);
+        let types = self.columns.types().collect();
+        let name = self.shape(script, table, Shape::Insert, types);
         encode::bind_execute(&mut script.out, &name, count, |out| self.columns.write_arrays(out));
         script.labels.push(label);
         Ok(())
@@ -106,7 +108,7 @@ impl Target {
 
     fn copy<L>(&mut self, script: &mut Script<L>, table: &Table, rows: &[&Tuple], label: L) -> Result<(), Error> {
         let shape = if table.binary_copy { Shape::CopyBinary } else { Shape::Copy };
-        let name = self.shape(script, table, shape, Vec::new);
+        let name = self.shape(script, table, shape, Vec::new());
         encode::bind_execute(&mut script.out, &name, 0, |_| {});
         let rows = rows.iter().copied();
         let written = if table.binary_copy {
@@ -131,7 +133,7 @@ impl Target {
             return Ok(());
         }
         let used = sql::update_columns(table, present);
-        self.columns.start(used.iter().filter(|used| **used).count());
+        self.columns.start(types_of(table, (0..used.len()).filter(|at| used[*at])));
         for row in rows {
             self.columns.add(row, &table.relation.columns, 0, |at| used[at]).map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
@@ -149,8 +151,8 @@ impl Target {
         label: L,
     ) -> Result<(), Error> {
         let key = sql::key_columns(table);
-        let set = (0..table.columns.len()).filter(|at| present.has(*at)).count();
-        self.columns.start(key.len() + set);
+        let set = (0..table.columns.len()).filter(|at| present.has(*at));
+        self.columns.start(types_of(table, key.iter().copied().chain(set)));
         for (old, new) in rows {
             let next = self
                 .columns
@@ -170,7 +172,7 @@ impl Target {
             return Ok(());
         }
         let key = sql::key_columns(table);
-        self.columns.start(key.len());
+        self.columns.start(types_of(table, key.iter().copied()));
         for row in rows {
             self.columns
                 .add(row, &table.relation.columns, 0, |at| key.contains(&at))
@@ -194,7 +196,7 @@ impl Target {
         if set == 0 {
             return Ok(());
         }
-        self.columns.start(nulls.iter().filter(|null| !**null).count() + set);
+        self.columns.start(repeat_n(TEXT, nulls.iter().filter(|null| !**null).count() + set));
         let next =
             self.columns.add(old, &table.relation.columns, 0, |at| !nulls[at]).map_err(|why| unwritable(table, why))?;
         self.columns
@@ -206,7 +208,7 @@ impl Target {
 
     fn delete_one<L>(&mut self, script: &mut Script<L>, table: &Table, old: &Tuple, label: L) -> Result<(), Error> {
         let nulls = nulls_of(old);
-        self.columns.start(nulls.iter().filter(|null| !**null).count());
+        self.columns.start(repeat_n(TEXT, nulls.iter().filter(|null| !**null).count()));
         self.columns.add(old, &table.relation.columns, 0, |at| !nulls[at]).map_err(|why| unwritable(table, why))?;
         self.counted_one(script, table, Shape::DeleteOne { nulls }, label);
         Ok(())
@@ -215,7 +217,8 @@ impl Target {
     /// A statement whose parameters are the collected columns, and the count of rows it must find.
     fn counted<L>(&mut self, script: &mut Script<L>, table: &Table, shape: Shape, rows: usize, label: L) {
         let count = self.columns.count();
-        let name = self.shape(script, table, shape, || [vec![TEXT_ARRAY; count], vec![INT8]].concat());
+        let types = self.columns.types().chain([INT8]).collect();
+        let name = self.shape(script, table, shape, types);
         encode::bind_execute(&mut script.out, &name, count + 1, |out| {
             self.columns.write_arrays(out);
             encode::put_int8(out, i64::try_from(rows).expect("a group's rows fit memory"));
@@ -226,7 +229,7 @@ impl Target {
     fn counted_one<L>(&mut self, script: &mut Script<L>, table: &Table, shape: Shape, label: L) {
         self.columns.end_row();
         let count = self.columns.count();
-        let name = self.shape(script, table, shape, || [vec![TEXT; count], vec![INT8]].concat());
+        let name = self.shape(script, table, shape, [vec![TEXT; count], vec![INT8]].concat());
         encode::bind_execute(&mut script.out, &name, count + 1, |out| {
             self.columns.write_values(out);
             encode::put_int8(out, 1);
@@ -242,20 +245,18 @@ impl Target {
         }
     }
 
-    fn shape<L>(
-        &mut self,
-        script: &mut Script<L>,
-        table: &Table,
-        shape: Shape,
-        types: impl FnOnce() -> Vec<u32>,
-    ) -> String {
-        let text = || (sql::text_of(table, &shape), types());
+    fn shape<L>(&mut self, script: &mut Script<L>, table: &Table, shape: Shape, types: Vec<u32>) -> String {
+        let text = || (sql::text_of(table, &shape), types);
         self.prepared(script, Statement::Of(table.id, shape.clone()), text)
     }
 }
 
 fn nulls_of(tuple: &Tuple) -> Box<[bool]> {
     tuple.iter().map(|datum| datum == Datum::Null).collect()
+}
+
+fn types_of(table: &Table, columns: impl Iterator<Item = usize>) -> impl Iterator<Item = u32> {
+    columns.map(|at| table.columns[at].travels_as)
 }
 
 fn unwritable(table: &Table, why: Unwritable) -> Error {

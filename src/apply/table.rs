@@ -59,6 +59,8 @@ pub(super) struct TargetColumn {
     pub(super) equals: String,
     /// Equality is a B-tree's, so an index can serve it.
     pub(super) indexable: bool,
+    /// The type of its values as parameters: text, or the type itself where they come in its binary form.
+    pub(super) travels_as: u32,
     /// GENERATED ALWAYS AS IDENTITY: INSERT takes it with OVERRIDING SYSTEM VALUE, UPDATE never does.
     pub(super) identity_always: bool,
 }

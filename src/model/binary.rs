@@ -78,6 +78,27 @@ pub const fn is_known(type_oid: u32) -> bool {
     form_of(type_oid).is_some()
 }
 
+/// The array type (`pg_type.typarray`) of a type whose values are cheaper to read in binary form than in text.
+pub const fn array_of(type_oid: u32) -> Option<u32> {
+    Some(match type_oid {
+        16 => 1000,
+        17 => 1001,
+        20 => 1016,
+        21 => 1005,
+        23 => 1007,
+        26 => 1028,
+        700 => 1021,
+        701 => 1022,
+        1082 => 1182,
+        1083 => 1183,
+        1114 => 1115,
+        1184 => 1185,
+        1700 => 1231,
+        2950 => 2951,
+        _ => return None,
+    })
+}
+
 /// Every type that [`write_text`] knows.
 pub fn known_types() -> impl Iterator<Item = u32> {
     /// Below are those that `pg_type.dat` gives out by hand (`FirstGenbkiObjectId`).
