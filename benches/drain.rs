@@ -112,7 +112,7 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
     let end = backlog(source, target, load, rounds);
     println!("\n{}: {rounds} rounds", load.name);
     let (mut native, mut ours, mut ratios) = (vec![], vec![], vec![]);
-    let (mut decoding, mut walsender, mut walsender_native, mut neither) = (vec![], vec![], vec![], vec![]);
+    let (mut decoding, mut sending, mut sending_native, mut neither) = (vec![], vec![], vec![], vec![]);
     let (mut backend, mut shares, mut peaks) = (vec![], vec![], vec![]);
     for round in 0..rounds {
         decoding.push(timed(|| decode_alone(source, load, round)));
@@ -120,7 +120,7 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
         let mut sender = 0.0;
         chill();
         native.push(timed(|| sender = subscribe(source, target, &name, round, &end)));
-        walsender_native.push(sender);
+        sending_native.push(sender);
         unsubscribe(target, &name);
         let name = database(target, "ours", round);
         let mut used = Used::default();
@@ -128,9 +128,9 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
         let took = timed(|| used = changeover(source, target, load, &name, round, &end));
         ratios.push(took / native[round as usize]);
         shares.push(used.own / took);
-        neither.push((1.0 - used.walsender / took).max(0.0));
+        neither.push((1.0 - used.source / took).max(0.0));
         peaks.push(used.peak_kib as f64 / 1024.0);
-        walsender.push(used.walsender);
+        sending.push(used.source);
         backend.push(used.backend);
         ours.push(took);
         assert_eq!(
@@ -141,9 +141,9 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
     }
     report("decoding alone on the server", "s", &decoding);
     report("native subscription", "s", &native);
-    report("  its walsender, processor time", "s", &walsender_native);
+    report("  its walsender, processor time", "s", &sending_native);
     report("changeover", "s", &ours);
-    report("  what the source spends on it, processor time", "s", &walsender);
+    report("  what the source spends on it, processor time", "s", &sending);
     report("  its backends on the target, processor time", "s", &backend);
     report("  share of the wall time in which the source does nothing for it", "", &neither);
     report("ratio to native", "", &ratios);
@@ -245,7 +245,9 @@ fn chill() {
 #[derive(Default)]
 struct Used {
     own: f64,
-    walsender: f64,
+    /// Of the source's processes that send to us.
+    source: f64,
+    /// Of the target's that take from us.
     backend: f64,
     peak_kib: u64,
 }
@@ -271,7 +273,7 @@ fn changeover(source: &PgCluster, target: &PgCluster, load: &Load, name: &str, r
             let seconds: &mut f64 = senders.entry(pid).or_default();
             *seconds = seconds.max(processor_seconds(&pid.to_string()));
         }
-        used.walsender = senders.values().sum();
+        used.source = senders.values().sum();
         let appliers = processes_of(&green, &format!("datname = '{name}' AND application_name LIKE '%apply'"));
         used.backend = appliers.iter().map(|pid| processor_seconds(&pid.to_string())).sum::<f64>().max(used.backend);
         // The table is not there at first.

@@ -40,25 +40,29 @@ pub(super) struct Admitted {
     pub(super) sender_timeout: Option<Duration>,
 }
 
-/// How a backlog is taken.
+/// How a backlog may still be taken.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Backlog {
-    /// It may be read in bulk.
+pub(super) struct Ways {
     pub(super) bulk: bool,
-    /// There may be another session after this one has caught up.
+    /// Another session may follow the one that streams it.
     pub(super) renews: bool,
-    /// The target takes transactions ahead of their commits.
-    pub(super) ahead: bool,
+}
+
+impl Ways {
+    pub(super) const ALL: Self = Self { bulk: true, renews: true };
+    /// Each once only until something breaks, whatever the next session finds.
+    pub(super) const NONE: Self = Self { bulk: false, renews: false };
 }
 
 /// Checks everything and says how to begin. `resume` is what the decoder has emitted through; `predecessor` the backend
-/// of our own last session.
+/// of our own last session; `ahead` whether the target takes transactions ahead of their commits.
 pub(super) async fn admit(
     connection: &mut RawConnection,
     options: &Options,
     resume: Option<Lsn>,
     predecessor: Option<i32>,
-    backlog: Backlog,
+    ways: Ways,
+    ahead: bool,
 ) -> Result<Admitted, Error> {
     let identified = identify_on(connection).await?;
     check_identity(options, &identified)?;
@@ -69,9 +73,9 @@ pub(super) async fn admit(
     let proto_version = proto_version(identified.server_version_num);
     let may_stream = options.streaming && proto_version >= 2;
     let backlog_end = Some(identified.wal_flush).filter(|end| is_backlog(start, *end));
-    let bulk = backlog.bulk && backlog_end.is_some() && options.bulk_bytes > 0;
-    let renew_at = backlog_end.filter(|_| !bulk && backlog.renews && may_stream);
-    let ahead_until = renew_at.filter(|_| backlog.ahead);
+    let bulk = ways.bulk && backlog_end.is_some() && options.bulk_bytes > 0;
+    let renew_at = backlog_end.filter(|_| !bulk && ways.renews && may_stream);
+    let ahead_until = renew_at.filter(|_| ahead);
     let streaming = may_stream && !bulk && (renew_at.is_none() || ahead_until.is_some());
     let wants_binary = options.binary && proto_version >= 2 && (bulk || renew_at.is_some());
     let binary = wants_binary && all_types_known(connection, &options.publications).await?;

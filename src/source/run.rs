@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
-use super::admit::{Admitted, Backlog, admit};
+use super::admit::{Admitted, Ways, admit};
 use super::backoff::Backoff;
 use super::bulk::{self, Ended};
 use super::driver::{Driver, Finished};
@@ -87,52 +87,43 @@ pub enum SessionState {
     Stopped,
 }
 
-/// How a backlog may still be taken.
-#[derive(Clone, Copy, Debug)]
-struct Ways {
-    bulk: bool,
-    /// Another session may follow the one that streams it.
-    renews: bool,
-}
-
-impl Ways {
-    /// Each once only until something breaks, whatever the next session finds.
-    const NONE: Self = Self { bulk: false, renews: false };
-}
-
-impl Default for Ways {
-    fn default() -> Self {
-        Self { bulk: true, renews: true }
-    }
+/// What one session leaves to the next.
+struct Inheritance {
+    /// Its backend, which the server may not have ended yet.
+    predecessor: Option<i32>,
+    ways: Ways,
+    /// Transactions were to be applied ahead of their commits.
+    was_ahead: bool,
+    backoff: Backoff,
 }
 
 /// Streams until `stop` is cancelled (`Ok`) or something needs the operator. What goes away by itself is waited out.
 pub async fn run(options: Options, mut ports: Ports) -> Result<(), Error> {
     let stop = ports.stop.clone();
-    let mut backoff = Backoff::default();
-    let (mut predecessor, mut ways, mut was_ahead) = (None, Ways::default(), false);
+    let backoff = Backoff::default();
+    let mut left = Inheritance { predecessor: None, ways: Ways::ALL, was_ahead: false, backoff };
     let ended = loop {
         ports.state.send_replace(SessionState::Connecting);
-        let ended = one_session(&options, &mut ports, &mut predecessor, &mut was_ahead, &mut ways, &mut backoff).await;
+        let ended = one_session(&options, &mut ports, &mut left).await;
         if ended.is_err() {
-            ways = Ways::default();
+            left.ways = Ways::ALL;
         }
         let error = match ended {
             Err(error) if error.disposition() == Disposition::Retry && !stop.is_cancelled() => telemetry::chain(&error),
             Ok(Finished::CaughtUp) => continue,
             Ok(Finished::Renew) => {
-                ways = Ways::NONE;
+                left.ways = Ways::NONE;
                 ports.plain.store(false, Ordering::Relaxed);
                 continue;
             }
             Ok(Finished::Stopped) => break Ok(()),
             Err(error) => break Err(error),
         };
-        let pause = backoff.after_failure(fastrand::f64());
-        tracing::warn!(error, attempt = backoff.failures(), ?pause, "source session broke off");
-        ports.state.send_replace(SessionState::Waiting { error, attempt: backoff.failures() });
+        let pause = left.backoff.after_failure(fastrand::f64());
+        tracing::warn!(error, attempt = left.backoff.failures(), ?pause, "source session broke off");
+        ports.state.send_replace(SessionState::Waiting { error, attempt: left.backoff.failures() });
         // A decoder that is gone knows why.
-        if was_ahead && told(&ports, SourceEvent::Broken).await.is_err() {
+        if left.was_ahead && told(&ports, SourceEvent::Broken).await.is_err() {
             break Ok(());
         }
         tokio::select! { biased;
@@ -153,20 +144,13 @@ async fn told(ports: &Ports, event: SourceEvent) -> Result<(), link::Closed> {
     }
 }
 
-async fn one_session(
-    options: &Options,
-    ports: &mut Ports,
-    predecessor: &mut Option<i32>,
-    was_ahead: &mut bool,
-    ways: &mut Ways,
-    backoff: &mut Backoff,
-) -> Result<Finished, Error> {
-    *was_ahead = false;
+async fn one_session(options: &Options, ports: &mut Ports, left: &mut Inheritance) -> Result<Finished, Error> {
+    left.was_ahead = false;
     let resume = *ports.resume.borrow_and_update();
     let ahead = *ports.ahead.borrow() && !ports.plain.load(Ordering::Relaxed);
     let begun = tokio::select! { biased;
         () = ports.stop.cancelled() => return Ok(Finished::Stopped),
-        begun = begin(options, resume, predecessor, Backlog { bulk: ways.bulk, renews: ways.renews, ahead }) => begun,
+        begun = begin(options, resume, left, ahead) => begun,
     };
     let (connection, admitted) = begun?;
     let Admitted { start, proto_version, streaming, binary, ahead_until, bulk, .. } = admitted;
@@ -174,12 +158,12 @@ async fn one_session(
     if bulk {
         leave(connection).await;
         tracing::info!(slot = options.slot, %start, proto_version, binary, "source's backlog is read in bulk");
-        return in_bulk(options, &admitted, session, ports, ways).await;
+        return in_bulk(options, &admitted, session, ports, &mut left.ways).await;
     }
     let both = connection.copy_both(&admitted.command).await.map_err(Error::wire("begin the stream"))?;
-    backoff.on_success();
+    left.backoff.on_success();
     tracing::info!(slot = options.slot, %start, proto_version, streaming, binary, "source streams");
-    *was_ahead = ahead_until.is_some();
+    left.was_ahead = ahead_until.is_some();
     ports.state.send_replace(SessionState::Streaming { received: start });
     let driver = Driver::new(both, &admitted, options, ports);
     driver.run(session).await
@@ -211,12 +195,12 @@ async fn in_bulk(
 async fn begin(
     options: &Options,
     resume: Option<Lsn>,
-    predecessor: &mut Option<i32>,
-    backlog: Backlog,
+    left: &mut Inheritance,
+    ahead: bool,
 ) -> Result<(RawConnection, Admitted), Error> {
     let connected = wire::connect_raw(&options.endpoint, Mode::Replication, "stream").await;
     let mut connection = connected.map_err(Error::wire("connect to the source for replication"))?;
-    let admitted = admit(&mut connection, options, resume, *predecessor, backlog).await?;
-    *predecessor = Some(connection.backend_pid());
+    let admitted = admit(&mut connection, options, resume, left.predecessor, left.ways, ahead).await?;
+    left.predecessor = Some(connection.backend_pid());
     Ok((connection, admitted))
 }

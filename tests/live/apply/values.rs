@@ -123,7 +123,34 @@ async fn every_type_of_known_binary_form_arrives_byte_equal() {
     let mut world = World::binary(wider, 1 << 20, &["w"]).await;
     world.target.exec("ALTER TABLE w ALTER a TYPE bigint, ALTER b TYPE text, ALTER c TYPE text").await;
     world.follow("INSERT INTO w SELECT i, -i, '2020-02-29'::timestamp + i * interval '1 s', i FROM generate_series(1, 200) i").await.unwrap();
+    world.follow("UPDATE w SET a = a * 3, b = b + '1 day', c = 'c' || c WHERE id < 150").await.unwrap();
+    world
+        .follow("DELETE FROM w WHERE id % 3 = 0; UPDATE w SET id = id + 1000, b = NULL WHERE id % 3 = 1")
+        .await
+        .unwrap();
     world.assert_same(&["w"]).await;
+}
+
+/// Rows are found by values that travel in their binary form.
+#[tokio::test]
+async fn a_key_of_many_types_finds_its_rows_in_binary_form() {
+    let schema = "CREATE DOMAIN number AS int; CREATE TABLE k (u uuid, n numeric(8, 3), d date, at timestamptz, b bigint, i int, s smallint,
+        f float8, y bytea, o oid, t bool, c char(4), v int, w time, PRIMARY KEY (u, n, d, at, b, i, s, f, y, o, t, c))";
+    let mut world = World::binary(schema, 1 << 20, &["k"]).await;
+    // Another type takes the text, a domain what its base type takes.
+    world.target.exec("ALTER TABLE k ALTER b TYPE numeric, ALTER i TYPE number").await;
+    let insert =
+        "INSERT INTO k SELECT md5(i::text)::uuid, i * 0.125, '2020-02-29'::date + i, 'infinity', -i, i, i, i / 3.0,
+        decode(md5(i::text), 'hex'), i, i % 2 = 0, i, i, NULL FROM generate_series(1, 200) i";
+    for sql in [
+        insert,
+        "UPDATE k SET v = v + 1, w = CASE WHEN i % 2 = 0 THEN '24:00:00'::time END WHERE i < 150",
+        "UPDATE k SET n = n + 1000, at = '-infinity', f = 'NaN', s = -s WHERE i % 5 = 0",
+        "UPDATE k SET v = NULL WHERE i % 10 = 0; DELETE FROM k WHERE i % 3 = 0",
+    ] {
+        world.follow(sql).await.unwrap();
+        world.assert_same(&["k"]).await;
+    }
 }
 
 /// By COPY, by arrays, found by key and by all values.
