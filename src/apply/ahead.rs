@@ -416,7 +416,7 @@ impl Open {
 
     async fn send(&mut self) -> Result<(), AheadGivenUp> {
         let mut group = std::mem::take(&mut self.group);
-        let mut script = Script::new();
+        let mut script = Script::checked_here();
         if !self.begun {
             self.target.begin(&mut script, Step::Frame);
             self.begun = true;

@@ -1,6 +1,6 @@
 //! Our session on the target: what it is allowed, and pipelines of statements it has prepared.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::BytesMut;
 use tracing::{info, warn};
@@ -13,6 +13,7 @@ use super::error::Error;
 use super::lanes::Lane;
 use super::position;
 use super::sql::Shape;
+use super::transaction::WRONG_COUNT;
 
 /// What our sets are planned with: they are made of small arrays and large tables, and a plan is made once for arrays
 /// of any size, so only the way by index is right. Plans are cached, so compiling them would never pay. The arrays
@@ -59,17 +60,24 @@ pub(super) enum Statement {
     Fixed(&'static str),
     /// By [`super::table::Table::id`].
     Of(u32, Shape),
+    /// The same without a count of its rows.
+    Uncounted(u32, Shape),
 }
 
 /// A pipeline under construction: messages, and what each statement is for.
 pub(super) struct Script<L> {
     pub(super) out: BytesMut,
     pub(super) labels: Vec<L>,
+    /// See [`Script::checked_here`].
+    checks_here: bool,
+    /// Which statements, by place, have to find how many rows.
+    expected: VecDeque<(usize, u64)>,
 }
 
 /// A pipeline that was sent.
 pub(super) struct Sent<L> {
     labels: Vec<L>,
+    expected: VecDeque<(usize, u64)>,
     completed: usize,
     failed: Option<(usize, ServerError)>,
 }
@@ -170,24 +178,27 @@ impl Target {
         encode::sync(&mut script.out);
         self.connection.queue(script.out);
         self.connection.send_at_once().await;
-        Sent { labels: script.labels, completed: 0, failed: None }
+        Sent { labels: script.labels, expected: script.expected, completed: 0, failed: None }
     }
 
     /// Waits for the end of the pipeline. Cancel-safe: what was heard is kept in `sent`.
     pub(super) async fn outcome<L: Copy>(&mut self, sent: &mut Sent<L>) -> Result<Outcome<L>, Error> {
         loop {
             match self.connection.next_answer().await.map_err(Error::Talk)? {
-                Answer::Completed => sent.completed += 1,
+                Answer::Completed { rows } => {
+                    sent.check(rows);
+                    sent.completed += 1;
+                }
                 Answer::Failed(error) => {
+                    // Some of its statements may not have been prepared, and it does not pay to find out which.
+                    // Names are never used twice, so those that were stay behind, unused, until the session ends.
+                    self.statements.clear();
                     sent.failed.get_or_insert((sent.completed, error));
                 }
                 Answer::Ready => break,
             }
         }
         let Some((at, error)) = sent.failed.take() else { return Ok(Outcome::Done) };
-        // Some of its statements may not have been prepared, and it does not pay to find out which.
-        // Names are never used twice, so those that were stay behind, unused, until the session ends.
-        self.statements.clear();
         match sent.labels.get(at) {
             Some(label) => Ok(Outcome::Failed { label: *label, error }),
             // Behind the last statement only the Sync is left, and an error there is the connection's end.
@@ -223,12 +234,40 @@ impl Target {
 }
 
 impl<L> Script<L> {
+    /// The server counts what it finds, and fails.
     pub(super) fn new() -> Self {
-        Self { out: BytesMut::new(), labels: Vec::new() }
+        Self { out: BytesMut::new(), labels: Vec::new(), checks_here: false, expected: VecDeque::new() }
+    }
+
+    /// For a pipeline that commits nothing: its answers tell how many rows were found, which costs the server less than
+    /// to count them itself.
+    pub(super) fn checked_here() -> Self {
+        Self { checks_here: true, ..Self::new() }
+    }
+
+    pub(super) fn checks_here(&self) -> bool {
+        self.checks_here
+    }
+
+    /// The next statement has to find so many rows.
+    pub(super) fn expect(&mut self, rows: usize) {
+        debug_assert!(self.checks_here, "what commits must not do so first");
+        self.expected.push_back((self.labels.len(), rows as u64));
     }
 
     pub(super) fn size_bytes(&self) -> usize {
         self.out.len()
+    }
+}
+
+impl<L> Sent<L> {
+    /// A statement found so many rows.
+    fn check(&mut self, found: u64) {
+        let Some((_, expected)) = self.expected.pop_front_if(|(at, _)| *at == self.completed) else { return };
+        if found != expected {
+            let error = ServerError::wrong_count(WRONG_COUNT, expected, found);
+            self.failed.get_or_insert((self.completed, error));
+        }
     }
 }
 

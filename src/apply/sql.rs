@@ -34,10 +34,32 @@ pub(super) enum Shape {
 }
 
 pub(super) fn text_of(table: &Table, shape: &Shape) -> String {
+    match of(table, shape) {
+        Text::Adds(statement) => statement,
+        Text::Finds { statement, parameter_count } => counted(&statement, parameter_count),
+    }
+}
+
+/// The same without the count of its rows, which is no parameter then: whoever runs it looks how many it found.
+pub(super) fn uncounted_text_of(table: &Table, shape: &Shape) -> String {
+    let (Text::Adds(statement) | Text::Finds { statement, .. }) = of(table, shape);
+    statement
+}
+
+enum Text {
+    Adds(String),
+    /// It has to find as many rows as it is given.
+    Finds {
+        statement: String,
+        parameter_count: usize,
+    },
+}
+
+fn of(table: &Table, shape: &Shape) -> Text {
     match shape {
-        Shape::Insert => insert(table),
-        Shape::Copy => copy(table, ""),
-        Shape::CopyBinary => copy(table, " (FORMAT binary)"),
+        Shape::Insert => Text::Adds(insert(table)),
+        Shape::Copy => Text::Adds(copy(table, "")),
+        Shape::CopyBinary => Text::Adds(copy(table, " (FORMAT binary)")),
         Shape::Update(present) => update(table, present),
         Shape::Move(present) => move_rows(table, present),
         Shape::Delete => delete(table),
@@ -103,7 +125,7 @@ fn copy(table: &Table, format: &str) -> String {
     format!("COPY {}{columns} FROM STDIN{format}", table.target.quoted())
 }
 
-fn update(table: &Table, present: &Present) -> String {
+fn update(table: &Table, present: &Present) -> Text {
     let key = key_columns(table);
     let mut arrays = Arrays::default();
     let (mut set, mut found) = (Vec::new(), Vec::new());
@@ -121,10 +143,10 @@ fn update(table: &Table, present: &Present) -> String {
         arrays.from(),
         found.join(" AND ")
     );
-    counted(&statement, arrays.count)
+    Text::Finds { statement, parameter_count: arrays.count }
 }
 
-fn move_rows(table: &Table, present: &Present) -> String {
+fn move_rows(table: &Table, present: &Present) -> Text {
     let mut arrays = Arrays::default();
     let (mut set, mut found) = (Vec::new(), Vec::new());
     for at in key_columns(table) {
@@ -142,18 +164,18 @@ fn move_rows(table: &Table, present: &Present) -> String {
         arrays.from(),
         found.join(" AND ")
     );
-    counted(&statement, arrays.count)
+    Text::Finds { statement, parameter_count: arrays.count }
 }
 
-fn delete(table: &Table) -> String {
+fn delete(table: &Table) -> Text {
     let mut arrays = Arrays::default();
     let found: Vec<String> = key_columns(table).iter().map(|at| equal(&table.columns[*at], &arrays.next())).collect();
     let statement =
         format!("DELETE FROM {} AS t USING {} WHERE {}", table.own_rows(), arrays.from(), found.join(" AND "));
-    counted(&statement, arrays.count)
+    Text::Finds { statement, parameter_count: arrays.count }
 }
 
-fn update_one(table: &Table, present: &Present, nulls: &[bool]) -> String {
+fn update_one(table: &Table, present: &Present, nulls: &[bool]) -> Text {
     let (one, mut parameter) = one_row(table, nulls);
     let (mut set, mut found) = (Vec::new(), Vec::new());
     for (at, column) in table.columns.iter().enumerate() {
@@ -168,16 +190,16 @@ fn update_one(table: &Table, present: &Present, nulls: &[bool]) -> String {
         table.own_rows(),
         set.join(", ")
     );
-    counted(&statement, parameter)
+    Text::Finds { statement, parameter_count: parameter }
 }
 
-fn delete_one(table: &Table, nulls: &[bool]) -> String {
+fn delete_one(table: &Table, nulls: &[bool]) -> Text {
     let (one, parameters) = one_row(table, nulls);
     let statement = format!(
         "DELETE FROM {} AS t USING ({one}) AS f WHERE t.ctid = f.place AND t.tableoid = f.part",
         table.own_rows()
     );
-    counted(&statement, parameters)
+    Text::Finds { statement, parameter_count: parameters }
 }
 
 /// Where one of the rows with these values stands, and how many parameters that took.

@@ -217,6 +217,15 @@ impl Target {
     /// A statement whose parameters are the collected columns, and the count of rows it must find.
     fn counted<L>(&mut self, script: &mut Script<L>, table: &Table, shape: Shape, rows: usize, label: L) {
         let count = self.columns.count();
+        if script.checks_here() {
+            let types = self.columns.types().collect();
+            let text = || (sql::uncounted_text_of(table, &shape), types);
+            let name = self.prepared(script, Statement::Uncounted(table.id, shape.clone()), text);
+            encode::bind_execute(&mut script.out, &name, count, |out| self.columns.write_arrays(out));
+            script.expect(rows);
+            script.labels.push(label);
+            return;
+        }
         let types = self.columns.types().chain([INT8]).collect();
         let name = self.shape(script, table, shape, types);
         encode::bind_execute(&mut script.out, &name, count + 1, |out| {

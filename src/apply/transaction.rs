@@ -8,7 +8,7 @@ use super::queue::Member;
 use super::session::{Script, Target};
 use super::split::Share;
 
-/// A division by zero: a count of rows was not what it must be.
+/// A division by zero: a count of rows was not what it must be, as the server has found, or we have.
 pub(super) const WRONG_COUNT: &str = "22012";
 
 /// What a statement of a group is for.
@@ -40,7 +40,7 @@ pub(super) fn write_again(target: &mut Target, group: &Group, flushes: bool) -> 
 
 /// What may go ahead of the groups before: everything but the position, and nothing that commits.
 pub(super) fn write_ahead(target: &mut Target, group: &Group, shares: &[Share]) -> Result<Script<Step>, Error> {
-    let mut script = Script::new();
+    let mut script = Script::checked_here();
     target.begin(&mut script, Step::Frame);
     rows(target, &mut script, group, shares, true)?;
     Ok(script)

@@ -9,8 +9,8 @@ use super::server_error::ServerError;
 /// What the server says to a pipeline, as far as it decides anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// One statement is done.
-    Completed,
+    /// One statement is done, with so many rows (the last word of CommandComplete's tag; 0 where that is no number).
+    Completed { rows: u64 },
     /// A statement failed; the server skips everything up to the next Sync.
     Failed(ServerError),
     /// It has come to a Sync.
@@ -38,7 +38,8 @@ impl RawConnection {
         loop {
             while let Some(message) = self.messages.take().map_err(|error| self.lost(error))? {
                 match message.tag {
-                    b'C' | b'I' => return Ok(Answer::Completed),
+                    b'C' => return Ok(Answer::Completed { rows: rows_of(&message.body) }),
+                    b'I' => return Ok(Answer::Completed { rows: 0 }),
                     b'E' => return Ok(Answer::Failed(ServerError::read(&message.body))),
                     b'Z' => return Ok(Answer::Ready),
                     // Acknowledgements of Parse, Bind and Copy, and rows: the end of the statement says enough.
@@ -47,5 +48,31 @@ impl RawConnection {
             }
             self.messages.exchange().await.map_err(|error| self.lost(error))?;
         }
+    }
+}
+
+/// Of a tag such as `UPDATE 5` or `INSERT 0 5` ("Message Formats", CommandComplete).
+fn rows_of(tag: &[u8]) -> u64 {
+    let tag = tag.strip_suffix(&[0]).unwrap_or(tag);
+    let last = tag.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    std::str::from_utf8(last).ok().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rows_of;
+
+    #[test]
+    fn a_tag_ends_with_its_rows() {
+        let tags = [
+            &b"UPDATE 5\0"[..],
+            b"INSERT 0 12\0",
+            b"DELETE 0\0",
+            b"COMMIT\0",
+            b"",
+            b"\0",
+            b"COPY 18446744073709551616\0",
+        ];
+        assert_eq!(tags.map(rows_of), [5, 12, 0, 0, 0, 0, 0]);
     }
 }

@@ -43,6 +43,17 @@ impl ServerError {
         Self(Box::new(error))
     }
 
+    /// What the server would say to a count of rows that it checks itself.
+    pub(crate) fn wrong_count(sqlstate: &str, expected: u64, found: u64) -> Self {
+        let message = format!("{found} rows were found where {expected} must be");
+        Self(Box::new(Fields {
+            severity: "ERROR".to_owned(),
+            sqlstate: sqlstate.to_owned(),
+            message,
+            ..Fields::default()
+        }))
+    }
+
     /// Five characters, such as `57P01`.
     pub fn sqlstate(&self) -> &str {
         &self.0.sqlstate

@@ -236,3 +236,47 @@ async fn what_holds_up_those_before_it_is_given_up() {
     assert_eq!(blue.rows("words").await, green.rows("words").await);
     daemon.terminate();
 }
+
+/// Somebody deleted rows on green. A group that goes ahead learns from the server's answer that it found too few, and
+/// nothing of it stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_missing_is_found_out_ahead_of_its_turn_too() {
+    let pair = Pair::of(15, 15);
+    let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
+    blue.exec("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    blue.exec("INSERT INTO t SELECT n, 'old' FROM generate_series(1, 2000) n").await;
+    let mut daemon = Daemon::start(&config("missing", &pair, 3).with("[log]\nlevel = \"debug\""));
+    daemon.wait_for_phase("streaming");
+    for (first, change) in [(0, "UPDATE t SET v = repeat('x', 1000)"), (1000, "DELETE FROM t")] {
+        daemon.terminate();
+        for from in (first..first + 500).step_by(100) {
+            let fill =
+                format!("INSERT INTO t SELECT n, repeat('z', 1000) FROM generate_series(-{from} - 99, -{from} - 1) n");
+            blue.exec(&format!("BEGIN; {change} WHERE id BETWEEN {from} + 1 AND {from} + 99; {fill}; COMMIT")).await;
+        }
+        let id = first + 150;
+        green.exec(&format!("DELETE FROM t WHERE id = {id}")).await;
+        // The first group waits for us until the second one has gone ahead.
+        let ours = pair.target.connect().await;
+        ours.exec(&format!("BEGIN; SELECT FROM t WHERE id = {first} + 50 FOR UPDATE")).await;
+        let refused = |daemon: &Daemon| daemon.log().matches("refused ahead of its turn").count();
+        let before = refused(&daemon);
+        daemon.expect_error("public.t");
+        daemon.start_again();
+        let mut looks = 0;
+        while refused(&daemon) == before {
+            looks += 1;
+            assert!(looks < 600, "nothing was refused ahead of its turn: {}", daemon.log());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        ours.exec("ROLLBACK").await;
+        let status = daemon.wait_for("the target halted", |status| status["halted"][0]["part"] == "target");
+        let trouble = status["halted"][0]["error"].as_str().unwrap();
+        assert!(trouble.contains("public.t") && trouble.contains("key (\"id\")"), "{trouble}");
+        green.exec(&format!("INSERT INTO t VALUES ({id}, 'back')")).await;
+        assert!(daemon.command(&["resume"]).status.success());
+        wait_for_all(&mut daemon, &blue).await;
+        assert_eq!(blue.rows("t").await, green.rows("t").await);
+    }
+    daemon.terminate();
+}
