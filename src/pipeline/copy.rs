@@ -32,8 +32,10 @@ pub struct Copied {
 /// Copies everything as of one moment, and ends. Call again after an error: finished tables are not copied again, but
 /// then under a later snapshot, which the result of `changeover verify` would show as such.
 pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationToken) -> Result<Copied, Error> {
-    let source = wire::connect(&config.source.endpoint, "copy").await.map_err(Error::Source)?;
-    let target = wire::connect(&config.target.endpoint, "copy").await.map_err(Error::Target)?;
+    let source = wire::connect(&config.source.endpoint, "copy");
+    let target = wire::connect(&config.target.endpoint, "copy");
+    let (source, target) = tokio::join!(Box::pin(source), Box::pin(target));
+    let (source, target) = (source.map_err(Error::Source)?, target.map_err(Error::Target)?);
     let catalog = schema::read_catalog(&source, &config.tables).await?;
     if catalog.row_tables().next().is_none() {
         return Err(Error::NoTables);

@@ -45,8 +45,10 @@ pub(super) struct Prepared {
 
 /// Finds or makes everything; the session beside it holds the lock of the one daemon that leads. Safe to call again after a crash at any point in it.
 pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Error> {
-    let source = wire::connect(&config.source.endpoint, "control").await.map_err(Error::Source)?;
-    let state = wire::connect(&config.target.endpoint, "control").await.map_err(Error::Target)?;
+    let source = wire::connect(&config.source.endpoint, "control");
+    let state = wire::connect(&config.target.endpoint, "control");
+    let (source, state) = tokio::join!(Box::pin(source), Box::pin(state));
+    let (source, state) = (source.map_err(Error::Source)?, state.map_err(Error::Target)?);
     if schema::read_migration(&state, &config.migration).await?.is_none() {
         ready(&preflight::check(config).await)?;
     }

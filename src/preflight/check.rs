@@ -14,9 +14,13 @@ use crate::telemetry;
 pub async fn check(config: &Config) -> Report {
     let mut findings = Findings::default();
     if let Some(sides) = Box::pin(reach(config, &mut findings)).await {
-        check_source(&sides, &mut findings).await;
-        findings.add("target.replica_role", target::replica_role(&sides.target).await);
-        Box::pin(check_target(&sides, true, &mut findings)).await;
+        let (mut of_source, mut of_target) = (Findings::default(), Findings::default());
+        let target = async {
+            of_target.add("target.replica_role", target::replica_role(&sides.target).await);
+            check_target(&sides, true, &mut of_target).await;
+        };
+        tokio::join!(Box::pin(check_source(&sides, &mut of_source)), Box::pin(target));
+        findings.0.extend(of_source.0.into_iter().chain(of_target.0));
     }
     check_around(config, &mut findings).await;
     Report { findings: findings.0 }

@@ -98,7 +98,8 @@ struct Decoded {
 
 /// Reads what there is of the log from the admitted start on, until little is left.
 pub(super) async fn catch_up(options: &Options, admitted: &Admitted, ports: &mut Ports) -> Result<Ended, Error> {
-    let (now, next) = (Lane::open(options).await?, Lane::open(options).await?);
+    let (now, next) = tokio::join!(Box::pin(Lane::open(options)), Box::pin(Lane::open(options)));
+    let (now, next) = (now?, next?);
     let (stop, cancels) = (ports.stop.clone(), [now.connection.cancel_token(), next.connection.cancel_token()]);
     let mut bulk = Bulk {
         now,
