@@ -3,7 +3,7 @@
 //! Values travel as text and become their type by its own input function, or in the binary form in which they came: the
 //! statements are the same. Key comparisons are the column's own equality, so an index serves them. UPDATE and DELETE
 //! count their rows and divide by zero when the count is wrong: that fails the transaction in the same round trip,
-//! before its COMMIT.
+//! before its COMMIT. In a pipeline that commits nothing they do not, and their answers are looked at instead.
 
 use crate::model::quote_identifier;
 

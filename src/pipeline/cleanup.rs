@@ -91,7 +91,12 @@ async fn forget_position(config: &Config, migration: &Migration, done: &mut Remo
 /// Refused while a daemon runs: it would make again what we remove.
 async fn lead_stored(config: &Config, target: &Session) -> Result<Option<Migration>, Error> {
     take_lead(target, &config.migration).await?;
-    Ok(schema::read_migration(target, &config.migration).await?)
+    let migration = schema::read_migration(target, &config.migration).await?;
+    if migration.is_some() {
+        // An older version may have made it, with less than we remove.
+        schema::install_state(target).await?;
+    }
+    Ok(migration)
 }
 
 /// The source first: a slot that is forgotten there fills a production disk. The record on the target goes last, so that

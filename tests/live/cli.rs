@@ -150,8 +150,11 @@ async fn a_running_daemon_is_asked_and_told_through_the_same_program() {
     assert_eq!(code, 1, "{complaint}");
 
     daemon.terminate();
+    // As if an older version had made it.
+    target.exec("DROP TABLE changeover.gathered, changeover.member").await;
     let (code, report, complaint) = outcome(&daemon.command(&["abort"]));
     assert_eq!(code, 0, "{complaint}");
     assert!(report.contains("removed slot changeover_shop"), "{report}");
+    assert_eq!(target.scalar("SELECT to_regnamespace('changeover') IS NULL").await, "t");
     assert_eq!(source.scalar("SELECT count(*) FROM pg_replication_slots").await, "0");
 }
