@@ -53,8 +53,6 @@ pub(super) struct Group {
     pub(super) found_count: usize,
     /// Somebody waits for the position: it carries one of our own messages.
     pub(super) urgent: bool,
-    /// Where the first transaction ends, and the source's log, as far as we know.
-    pub(super) log: Option<(Lsn, Lsn)>,
 }
 
 impl Default for Group {
@@ -70,7 +68,6 @@ impl Default for Group {
             row_count: 0,
             found_count: 0,
             urgent: false,
-            log: None,
         }
     }
 }
@@ -93,8 +90,11 @@ impl Group {
     /// What is left of the log is less than all sessions together would take: then each takes a part of it, and none has
     /// to apply the last group alone. Where a stream does not say how much is left, nothing is known of it.
     fn is_its_share(&self, sessions: usize) -> bool {
-        let Some(((from, wal_end), through)) = self.log.zip(self.through) else { return false };
-        let (taken, left) = (through.bytes_since(from), wal_end.bytes_since(through));
+        let (Some(first), Some(last), Some(through)) = (self.members.first(), self.members.last(), self.through) else {
+            return false;
+        };
+        let taken = through.bytes_since(first.transaction().end_at_least());
+        let left = last.arrived.batch.wal_end.bytes_since(through);
         sessions > 1 && left > 0 && taken.saturating_mul(sessions as u64) >= left
     }
 
@@ -131,8 +131,6 @@ impl Group {
             add_change(&mut self.layers, &member.arrived, transaction, change, ordered)?;
         }
         self.size_bytes += transaction.size_bytes();
-        let wal_end = member.arrived.batch.wal_end;
-        self.log = Some((self.log.map_or(transaction.end_at_least(), |(from, _)| from), wal_end));
         if transaction.part.ends() {
             self.through = Some(transaction.end);
             self.committed_at_us.push(transaction.committed_at_us);
@@ -268,7 +266,7 @@ mod tests {
     use super::super::sql;
     use super::super::table::LeafOf;
     use super::*;
-    use crate::model::{Relation, ReplicaIdentity, TableName};
+    use crate::model::{Batch, Relation, ReplicaIdentity, TableName, Xid};
 
     #[test]
     fn a_group_of_new_rows_is_full_sooner() {
@@ -283,12 +281,28 @@ mod tests {
         assert_eq!(full_at(0, 0), 4000, "nothing but messages");
     }
 
+    /// A transaction that ends at `end`, sent when the source's log ended at `wal_end`.
+    fn member(end: Lsn, wal_end: Lsn) -> Member {
+        let transaction = Transaction {
+            xid: Xid(1),
+            commit: Lsn::new(1).unwrap(),
+            end,
+            committed_at_us: 0,
+            origin: None,
+            part: Part::Whole,
+            first_ordinal: 0,
+            changes: Vec::new(),
+        };
+        let batch = Batch { seq: 1, relations: Vec::new(), transactions: vec![transaction], through: end, wal_end };
+        Member { arrived: Arc::new(Arrived::new(Arc::new(batch), Vec::new(), false)), at: 0 }
+    }
+
     #[test]
     fn near_the_end_of_a_backlog_each_session_gets_its_share() {
         let lsn = |raw| Lsn::new(raw).unwrap();
         let is_full = |size_bytes, through, wal_end, sessions| {
-            let (log, through) = (Some((lsn(100), lsn(wal_end))), Some(lsn(through)));
-            let group = Group { size_bytes, row_count: 9, found_count: 9, log, through, ..Group::default() };
+            let (members, through) = (vec![member(lsn(100), lsn(wal_end))], Some(lsn(through)));
+            let group = Group { size_bytes, row_count: 9, found_count: 9, members, through, ..Group::default() };
             group.is_full(Limit { bytes: 8000, sessions })
         };
         assert!(is_full(1000, 200, 400, 2), "half of what is left");

@@ -222,11 +222,15 @@ impl Driver {
         }
     }
 
-    /// What was written out may rest on statements that the server has not prepared after all.
+    /// What was written out may rest on statements that the server has not prepared after all, and those that it would
+    /// have prepared are not.
     pub(super) fn unstage(&mut self) {
         if let Some(staged) = self.staged.take() {
             debug_assert!(self.group.members.is_empty(), "nothing is gathered behind it");
             self.group = staged.group;
+            if let Some(target) = self.flights.executing() {
+                target.forget_statements();
+            }
         }
     }
 

@@ -190,20 +190,25 @@ impl Target {
                     sent.completed += 1;
                 }
                 Answer::Failed(error) => {
-                    // Some of its statements may not have been prepared, and it does not pay to find out which.
-                    // Names are never used twice, so those that were stay behind, unused, until the session ends.
-                    self.statements.clear();
                     sent.failed.get_or_insert((sent.completed, error));
                 }
                 Answer::Ready => break,
             }
         }
         let Some((at, error)) = sent.failed.take() else { return Ok(Outcome::Done) };
+        // Not before the end: what is written for the session meanwhile may never be sent.
+        self.forget_statements();
         match sent.labels.get(at) {
             Some(label) => Ok(Outcome::Failed { label: *label, error }),
             // Behind the last statement only the Sync is left, and an error there is the connection's end.
             None => Err(Error::Refused { what: "commit a group", source: error }),
         }
+    }
+
+    /// Some statements may not have been prepared, and it does not pay to find out which. Names are never used twice, so
+    /// those that were stay behind, unused, until the session ends.
+    pub(super) fn forget_statements(&mut self) {
+        self.statements.clear();
     }
 
     /// Runs one pipeline from its beginning to its end.

@@ -7,6 +7,7 @@ use super::cutover::recover;
 use super::error::Error;
 use super::lead::take_lead;
 use super::options::kafka_options;
+use super::prepare::both;
 use super::status::Phase;
 use crate::config::Config;
 use crate::cutover::{self, Owner, Retired};
@@ -14,7 +15,7 @@ use crate::model::quote_identifier;
 use crate::schema::{self, Migration};
 use crate::source::{self, WhenActive};
 use crate::telemetry::chain;
-use crate::wire::{self, Session};
+use crate::wire::Session;
 use crate::{apply, publish};
 
 /// What was removed, in the words of the report.
@@ -28,7 +29,7 @@ pub struct Removed {
 
 /// Ends a migration that has not been cut over: blue is as it was before. Copied tables stay on green.
 pub async fn abort(config: &Config) -> Result<Removed, Error> {
-    let (source, target) = both(config).await?;
+    let (source, target) = both(config, "cleanup").await?;
     let migration = lead_stored(config, &target).await?;
     if migration.as_ref().is_some_and(|it| it.phase == Phase::CutOver.as_str()) {
         return Err(Error::AlreadyCutOver { migration: config.migration.to_string() });
@@ -44,7 +45,7 @@ pub async fn abort(config: &Config) -> Result<Removed, Error> {
 
 /// Ends a migration that has been cut over. The fence on blue goes with it, so blue is made read-only before.
 pub async fn complete(config: &Config) -> Result<Removed, Error> {
-    let (source, target) = both(config).await?;
+    let (source, target) = both(config, "cleanup").await?;
     let migration = lead_stored(config, &target).await?;
     let migration = migration.ok_or(Error::NoMigration { migration: config.migration.to_string() })?;
     if migration.phase != Phase::CutOver.as_str() {
@@ -68,12 +69,6 @@ fn retirement(config: &Config, retired: Retired) -> String {
              default_transaction_read_only = on"
         ),
     }
-}
-
-async fn both(config: &Config) -> Result<(Session, Session), Error> {
-    let source = wire::connect(&config.source.endpoint, "cleanup").await.map_err(Error::Source)?;
-    let target = wire::connect(&config.target.endpoint, "cleanup").await.map_err(Error::Target)?;
-    Ok((source, target))
 }
 
 /// A later migration of this name must not find the position of this one. The topics stay: they hold the user's data. A

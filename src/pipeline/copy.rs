@@ -10,14 +10,13 @@ use super::gathered::gathered;
 use super::lead::take_lead;
 use super::migrate::{schema_options, snapshot_options};
 use super::options::throttle_options;
-use super::prepare::ready;
+use super::prepare::{both, ready};
 use super::status::Phase;
 use crate::config::{Config, SnapshotMode};
 use crate::preflight;
 use crate::schema::{self, Catalog, CopyOptions, Migration, Rows, Steps};
 use crate::snapshot::{self, Progress, Throttle};
 use crate::source;
-use crate::wire;
 
 /// What was copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -32,10 +31,7 @@ pub struct Copied {
 /// Copies everything as of one moment, and ends. Call again after an error: finished tables are not copied again, but
 /// then under a later snapshot, which the result of `changeover verify` would show as such.
 pub async fn copy(config: &Config, progress: Arc<Progress>, stop: CancellationToken) -> Result<Copied, Error> {
-    let source = wire::connect(&config.source.endpoint, "copy");
-    let target = wire::connect(&config.target.endpoint, "copy");
-    let (source, target) = tokio::join!(Box::pin(source), Box::pin(target));
-    let (source, target) = (source.map_err(Error::Source)?, target.map_err(Error::Target)?);
+    let (source, target) = both(config, "copy").await?;
     let catalog = schema::read_catalog(&source, &config.tables).await?;
     if catalog.row_tables().next().is_none() {
         return Err(Error::NoTables);

@@ -45,10 +45,7 @@ pub(super) struct Prepared {
 
 /// Finds or makes everything; the session beside it holds the lock of the one daemon that leads. Safe to call again after a crash at any point in it.
 pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Error> {
-    let source = wire::connect(&config.source.endpoint, "control");
-    let state = wire::connect(&config.target.endpoint, "control");
-    let (source, state) = tokio::join!(Box::pin(source), Box::pin(state));
-    let (source, state) = (source.map_err(Error::Source)?, state.map_err(Error::Target)?);
+    let (source, state) = both(config, "control").await?;
     if schema::read_migration(&state, &config.migration).await?.is_none() {
         ready(&preflight::check(config).await)?;
     }
@@ -103,6 +100,14 @@ pub(super) async fn prepare(config: &Config) -> Result<(Prepared, Session), Erro
         consistent_point,
     };
     Ok((prepared, state))
+}
+
+/// Sessions with source and target, which show that they are for `purpose`.
+pub(super) async fn both(config: &Config, purpose: &str) -> Result<(Session, Session), Error> {
+    let source = wire::connect(&config.source.endpoint, purpose);
+    let target = wire::connect(&config.target.endpoint, purpose);
+    let (source, target) = tokio::join!(Box::pin(source), Box::pin(target));
+    Ok((source.map_err(Error::Source)?, target.map_err(Error::Target)?))
 }
 
 async fn row_estimates(state: &Session) -> Result<BTreeMap<TableName, u64>, Error> {
