@@ -59,6 +59,7 @@ pub(super) fn table_of(
     }
     let columns = relation.columns.iter().map(|column| column_of(relation, &target, facts, column));
     let key = key_of(relation, facts);
+    let any_order = !facts.acts && facts.exclusive_count <= 1;
     Ok(Table {
         id,
         place: id,
@@ -66,6 +67,7 @@ pub(super) fn table_of(
         leaf: None,
         columns: columns.collect::<Result<_, _>>()?,
         independent: is_independent(relation, facts, &key),
+        number_key: number_key(relation, facts, &key).filter(|_| any_order),
         key,
         isolated: !facts.acts,
         sortable: facts.exclusive_count <= 1,
@@ -125,6 +127,16 @@ fn is_independent(relation: &Relation, facts: &Facts, key: &RowKey) -> bool {
         RowKey::WholeRow | RowKey::Nothing => false,
     };
     facts.exclusive_count == 0 || (facts.exclusive_count == 1 && facts.keys.first().is_some_and(is_key))
+}
+
+fn number_key(relation: &Relation, facts: &Facts, key: &RowKey) -> Option<usize> {
+    let RowKey::Columns(columns) = key else { return None };
+    let [at] = columns[..] else { return None };
+    let Column { name, type_oid, .. } = &relation.columns[at];
+    let has_index = facts.keys.iter().any(|key| key.len() == 1 && key[0] == *name);
+    let found = facts.columns.iter().find(|column| column.name == *name)?;
+    let are_numbers = binary::is_whole_number(*type_oid) && binary::is_whole_number(found.column.type_oid);
+    (has_index && are_numbers).then_some(at)
 }
 
 /// Under DEFAULT and INDEX the stream sends old values of the identity's columns only, so those are the key. Under FULL

@@ -36,6 +36,7 @@ mod machine;
 mod queue;
 mod group;
 mod fold;
+mod near;
 mod net;
 mod split;
 mod key;

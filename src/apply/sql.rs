@@ -21,16 +21,24 @@ pub(super) enum Shape {
     /// The same in binary format.
     CopyBinary,
     /// An array for each of [`update_columns`], then the count.
-    Update(Present),
+    Update(Present, Reach),
     /// An array for each key column of the old rows, then one for each value present in the new, then the count.
     Move(Present),
     /// An array for each key column, then the count.
-    Delete,
+    Delete(Reach),
     /// By all values; `nulls` says which old values are NULL. A text for each old value that is not, then one for each
     /// value present in the new row, then the count.
     UpdateOne { present: Present, nulls: Box<[bool]> },
     /// A text for each old value that is not NULL, then the count.
     DeleteOne { nulls: Box<[bool]> },
+}
+
+/// Where the rows of a set are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Reach {
+    Anywhere,
+    /// Between two values of the only key column, which are parameters behind the arrays.
+    Between,
 }
 
 pub(super) fn text_of(table: &Table, shape: &Shape) -> String {
@@ -60,9 +68,9 @@ fn of(table: &Table, shape: &Shape) -> Text {
         Shape::Insert => Text::Adds(insert(table)),
         Shape::Copy => Text::Adds(copy(table, "")),
         Shape::CopyBinary => Text::Adds(copy(table, " (FORMAT binary)")),
-        Shape::Update(present) => update(table, present),
+        Shape::Update(present, reach) => update(table, present, *reach),
         Shape::Move(present) => move_rows(table, present),
-        Shape::Delete => delete(table),
+        Shape::Delete(reach) => delete(table, *reach),
         Shape::UpdateOne { present, nulls } => update_one(table, present, nulls),
         Shape::DeleteOne { nulls } => delete_one(table, nulls),
     }
@@ -125,7 +133,7 @@ fn copy(table: &Table, format: &str) -> String {
     format!("COPY {}{columns} FROM STDIN{format}", table.target.quoted())
 }
 
-fn update(table: &Table, present: &Present) -> Text {
+fn update(table: &Table, present: &Present, reach: Reach) -> Text {
     let key = key_columns(table);
     let mut arrays = Arrays::default();
     let (mut set, mut found) = (Vec::new(), Vec::new());
@@ -136,6 +144,7 @@ fn update(table: &Table, present: &Present) -> Text {
             assign_or_check(column, &arrays.next(), &mut set, &mut found);
         }
     }
+    let parameter_count = reach.narrow(table, arrays.count, &mut found);
     let statement = format!(
         "UPDATE {} AS t SET {} FROM {} WHERE {}",
         table.own_rows(),
@@ -143,7 +152,7 @@ fn update(table: &Table, present: &Present) -> Text {
         arrays.from(),
         found.join(" AND ")
     );
-    Text::Finds { statement, parameter_count: arrays.count }
+    Text::Finds { statement, parameter_count }
 }
 
 fn move_rows(table: &Table, present: &Present) -> Text {
@@ -167,12 +176,31 @@ fn move_rows(table: &Table, present: &Present) -> Text {
     Text::Finds { statement, parameter_count: arrays.count }
 }
 
-fn delete(table: &Table) -> Text {
+fn delete(table: &Table, reach: Reach) -> Text {
     let mut arrays = Arrays::default();
-    let found: Vec<String> = key_columns(table).iter().map(|at| equal(&table.columns[*at], &arrays.next())).collect();
+    let mut found: Vec<String> =
+        key_columns(table).iter().map(|at| equal(&table.columns[*at], &arrays.next())).collect();
+    let parameter_count = reach.narrow(table, arrays.count, &mut found);
     let statement =
         format!("DELETE FROM {} AS t USING {} WHERE {}", table.own_rows(), arrays.from(), found.join(" AND "));
-    Text::Finds { statement, parameter_count: arrays.count }
+    Text::Finds { statement, parameter_count }
+}
+
+impl Reach {
+    /// Adds its conditions to those that find a row. Returns how many parameters there are then.
+    fn narrow(self, table: &Table, parameters: usize, found: &mut Vec<String>) -> usize {
+        let (low, high) = (parameters + 1, parameters + 2);
+        match (self, key_columns(table)) {
+            (Self::Between, [at]) => {
+                let name = &table.columns[*at].name;
+                found.push(format!(
+                    "t.{name} OPERATOR(pg_catalog.>=) ${low} AND t.{name} OPERATOR(pg_catalog.<=) ${high}"
+                ));
+                high
+            }
+            (Self::Between | Self::Anywhere, _) => parameters,
+        }
+    }
 }
 
 fn update_one(table: &Table, present: &Present, nulls: &[bool]) -> Text {

@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::iter::repeat_n;
 
+use bytes::BytesMut;
+
 use crate::model::{Datum, Tuple};
 
 use super::encode::{self, INT8, TEXT, Unwritable};
 use super::error::Error;
 use super::fold::{Layer, Run, Truncate};
 use super::key::Present;
+use super::near::{self, Stretch};
 use super::net::{Net, NetRow};
 use super::session::{Script, Statement, Target};
 use super::split::Rows;
-use super::sql::{self, Shape};
+use super::sql::{self, Reach, Shape};
 use super::table::Table;
 
 /// From this many rows on, COPY is cheaper than arrays: it parses less and writes whole pages of rows to the log, but
@@ -121,7 +124,7 @@ impl Target {
         Ok(())
     }
 
-    fn update<L>(
+    fn update<L: Copy>(
         &mut self,
         script: &mut Script<L>,
         table: &Table,
@@ -138,7 +141,8 @@ impl Target {
             self.columns.add(row, &table.relation.columns, 0, |at| used[at]).map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
-        self.counted(script, table, Shape::Update(present.clone()), rows.len(), label);
+        let shape = |reach| Shape::Update(present.clone(), reach);
+        self.counted_set(script, table, shape, rows, label);
         Ok(())
     }
 
@@ -163,11 +167,17 @@ impl Target {
                 .map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
-        self.counted(script, table, Shape::Move(present.clone()), rows.len(), label);
+        self.counted(script, table, Shape::Move(present.clone()), None, rows.len(), label);
         Ok(())
     }
 
-    fn delete<L>(&mut self, script: &mut Script<L>, table: &Table, rows: &[&Tuple], label: L) -> Result<(), Error> {
+    fn delete<L: Copy>(
+        &mut self,
+        script: &mut Script<L>,
+        table: &Table,
+        rows: &[&Tuple],
+        label: L,
+    ) -> Result<(), Error> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -179,7 +189,7 @@ impl Target {
                 .map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
-        self.counted(script, table, Shape::Delete, rows.len(), label);
+        self.counted_set(script, table, Shape::Delete, rows, label);
         Ok(())
     }
 
@@ -214,25 +224,61 @@ impl Target {
         Ok(())
     }
 
-    /// A statement whose parameters are the collected columns, and the count of rows it must find.
-    fn counted<L>(&mut self, script: &mut Script<L>, table: &Table, shape: Shape, rows: usize, label: L) {
-        let count = self.columns.count();
+    /// The same as [`Self::counted`], and neighbours are found in one pass.
+    fn counted_set<L: Copy>(
+        &mut self,
+        script: &mut Script<L>,
+        table: &Table,
+        shape: impl FnOnce(Reach) -> Shape,
+        rows: &[&Tuple],
+        label: L,
+    ) {
+        let Some(stretch) = Stretch::of(table, rows) else {
+            self.counted(script, table, shape(Reach::Anywhere), None, rows.len(), label);
+            return;
+        };
+        self.fixed(script, near::BY_PASS, label);
+        self.counted(script, table, shape(Reach::Between), Some(stretch), rows.len(), label);
+        self.fixed(script, near::BY_DESCENTS, label);
+    }
+
+    /// A statement whose parameters are the collected columns, where it looks, and the count of rows it must find.
+    fn counted<L>(
+        &mut self,
+        script: &mut Script<L>,
+        table: &Table,
+        shape: Shape,
+        stretch: Option<Stretch>,
+        rows: usize,
+        label: L,
+    ) {
+        let ends = stretch.map(|Stretch { low, high }| [low, high]);
+        let ends = ends.as_ref().map_or(&[][..], |ends| ends);
+        let count = self.columns.count() + ends.len();
+        let types = self.columns.types().chain(repeat_n(INT8, ends.len()));
         if script.checks_here() {
-            let types = self.columns.types().collect();
+            let types = types.collect();
             let text = || (sql::uncounted_text_of(table, &shape), types);
             let name = self.prepared(script, Statement::Uncounted(table.id, shape.clone()), text);
-            encode::bind_execute(&mut script.out, &name, count, |out| self.columns.write_arrays(out));
+            encode::bind_execute(&mut script.out, &name, count, |out| self.write_set(out, ends));
             script.expect(rows);
             script.labels.push(label);
             return;
         }
-        let types = self.columns.types().chain([INT8]).collect();
+        let types = types.chain([INT8]).collect();
         let name = self.shape(script, table, shape, types);
         encode::bind_execute(&mut script.out, &name, count + 1, |out| {
-            self.columns.write_arrays(out);
+            self.write_set(out, ends);
             encode::put_int8(out, i64::try_from(rows).expect("a group's rows fit memory"));
         });
         script.labels.push(label);
+    }
+
+    fn write_set(&self, out: &mut BytesMut, ends: &[i64]) {
+        self.columns.write_arrays(out);
+        for end in ends {
+            encode::put_int8(out, *end);
+        }
     }
 
     fn counted_one<L>(&mut self, script: &mut Script<L>, table: &Table, shape: Shape, label: L) {

@@ -78,6 +78,11 @@ pub const fn is_known(type_oid: u32) -> bool {
     form_of(type_oid).is_some()
 }
 
+/// Whether its values are numbers of two, four or eight bytes, compared as such.
+pub const fn is_whole_number(type_oid: u32) -> bool {
+    matches!(form_of(type_oid), Some(Form::Int2 | Form::Int4 | Form::Int8))
+}
+
 /// The array type (`pg_type.typarray`) of a type whose values are cheaper to read in binary form than in text.
 pub const fn array_of(type_oid: u32) -> Option<u32> {
     Some(match type_oid {

@@ -7,6 +7,8 @@ mod world;
 mod values;
 #[path = "apply/exactness.rs"]
 mod exactness;
+#[path = "apply/near.rs"]
+mod near;
 #[path = "apply/refusals.rs"]
 mod refusals;
 #[path = "apply/standing_still.rs"]
