@@ -5,7 +5,7 @@ use crate::model::{Datum, Tuple};
 use super::table::Table;
 
 /// Below this, changing how the server plans costs more than it saves.
-const ROWS_MIN: usize = 256;
+const ROWS_MIN: usize = 128;
 /// So many keys there may be for each row: those between are read for nothing, at a fraction of a descent each.
 const KEYS_A_ROW_MAX: u64 = 2;
 
@@ -88,7 +88,7 @@ mod tests {
     fn scattered_and_few_rows_are_none_and_so_is_what_has_no_number_for_a_key() {
         assert_eq!(stretch(Some(1), &texts((0..300).map(|key| key * 3))), None);
         assert_eq!(stretch(Some(1), &texts((0..300).chain([i64::MIN, i64::MAX]))), None);
-        assert_eq!(stretch(Some(1), &texts(0..255)), None);
+        assert_eq!(stretch(Some(1), &texts(0..127)), None);
         assert_eq!(stretch(None, &texts(0..300)), None);
         let mut with_null = texts(0..300);
         with_null.push(row(Datum::Null));

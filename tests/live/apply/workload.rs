@@ -102,7 +102,22 @@ impl Random {
         if self.0.u32(0..150) == 0 {
             return format!("TRUNCATE {}", TABLES[self.0.usize(..TABLES.len())]);
         }
+        if self.0.u32(0..60) == 0 {
+            return self.many();
+        }
         statements[self.0.usize(..statements.len())].clone()
+    }
+
+    /// So many neighbours that they are found in one pass.
+    fn many(&mut self) -> String {
+        let (key, other) = (self.key(), self.key());
+        match self.0.u32(0..3) {
+            0 => format!(
+                "INSERT INTO plain SELECT i, {other}, 'z' FROM generate_series(200 + {key} * 9, 400 + {key} * 9) i ON CONFLICT DO NOTHING"
+            ),
+            1 => format!("UPDATE plain SET v = v + {other} WHERE id >= 200 AND id % 13 <> {key}"),
+            _ => format!("DELETE FROM plain WHERE id BETWEEN 200 + {key} * 9 AND 350 + {other} * 9"),
+        }
     }
 
     /// A transaction in which a refused statement does no harm.
