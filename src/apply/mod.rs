@@ -10,7 +10,8 @@
 //! sees half of one (I3), and the position in its first statement commits with the rows (I1). While the server executes
 //! a group, the next one is folded to its net effect. Sets are optimistic: a constraint that only the order of the
 //! source can satisfy, or a row that is not there, fails the whole target transaction, which is then applied again row
-//! by row in order. Order is never traded for a different result.
+//! by row in order. Order is never traded for a different result. Rows whose keys are neighbours are found in one pass over
+//! their index ([near]).
 //!
 //! Partitions of the source that the target keeps in one table ([`crate::model::GatheredLeaves`]) are applied to that, as
 //! changes of one table: rows move between them.

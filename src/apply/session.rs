@@ -16,8 +16,8 @@ use super::sql::Shape;
 use super::transaction::WRONG_COUNT;
 
 /// What our sets are planned with: they are made of small arrays and large tables, and a plan is made once for arrays
-/// of any size, so only the way by index is right. Plans are cached, so compiling them would never pay. The arrays
-/// themselves are held in memory by the server, a group at a time.
+/// of any size, so only the way by index is right, a descent a row (for neighbours see [`super::near`]). Plans are cached,
+/// so compiling them would never pay. The arrays themselves are held in memory by the server, a group at a time.
 const SETTINGS: &str = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
      SET plan_cache_mode = force_generic_plan; SET jit = off; SET work_mem = '64MB'";
 
