@@ -13,9 +13,6 @@ pub(super) const MOVE: &str = "WITH moved AS (UPDATE changeover.position SET com
      WHERE migration = $3 AND lane = $4 AND epoch = $5 AND generation = $6 RETURNING 1) \
      SELECT 1 / pg_catalog.count(*) FROM moved";
 
-/// 2000-01-01, which the binary form of timestamps counts from, in microseconds since 1970.
-pub(super) const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
-
 /// Where a lane stands, and what makes it ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::BytesMut;
 use tracing::{info, warn};
 
-use crate::model::{Lsn, MigrationName};
+use crate::model::{Lsn, MigrationName, POSTGRES_EPOCH_US};
 use crate::wire::{self, Answer, Endpoint, Mode, RawConnection, ServerError, sqlstate};
 
 use super::encode::{self, Columns, INT8, PG_LSN, TEXT, TIMESTAMPTZ};
@@ -139,7 +139,7 @@ impl Target {
         encode::bind_execute(&mut script.out, &name, 6, |out| {
             encode::put_int8(out, through.get().cast_signed());
             match committed_at_us {
-                Some(unix_us) => encode::put_int8(out, unix_us - position::POSTGRES_EPOCH_US),
+                Some(unix_us) => encode::put_int8(out, unix_us - POSTGRES_EPOCH_US),
                 None => encode::put_null(out),
             }
             let Claim { migration, lane, epoch, generation } = &self.claim;

@@ -2,14 +2,11 @@
 
 use bytes::Bytes;
 
-use crate::model::{Lsn, Tuple, Xid};
+use crate::model::{Lsn, POSTGRES_EPOCH_US, Tuple, Xid};
 
 /// What is wrong with a message; the machine adds its tag and position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed(pub(super) &'static str);
-
-/// Microseconds between the Unix epoch and PostgreSQL's, 2000-01-01.
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// Reads a message from its start. Rows come out as slices of it.
 pub(super) struct Wire<'a> {

@@ -3,11 +3,8 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::machine::Report;
-use crate::model::{Frame, FrameBatch, FramePayload, Lsn};
+use crate::model::{Frame, FrameBatch, FramePayload, Lsn, POSTGRES_EPOCH_US};
 use crate::wire::{COPY_HEADER, COPY_TRAILER, CopyChunk};
-
-/// Microseconds from the Unix epoch to PostgreSQL's (2000-01-01).
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// The frames of what one read held, as slices of it; `None` when a message is none we know.
 pub(super) fn decode(chunk: &CopyChunk) -> Option<FrameBatch> {

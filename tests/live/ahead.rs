@@ -108,7 +108,7 @@ impl World {
     }
 
     pub(super) fn count(&self, line: &str) -> usize {
-        self.daemon.log().lines().filter(|it| it.contains(line)).count()
+        self.daemon.count(line)
     }
 
     #[track_caller]
@@ -130,14 +130,6 @@ impl World {
         let verified = self.daemon.command(&["verify"]);
         let text = String::from_utf8_lossy(&verified.stdout).into_owned();
         assert!(verified.status.success(), "{text}\n{}", self.daemon.log());
-    }
-
-    pub(super) async fn until_logged(&mut self, line: &str) {
-        let began = Instant::now();
-        while self.count(line) == 0 {
-            assert!(self.daemon.is_running() && began.elapsed() < PATIENCE, "{line}?\n{}", self.daemon.log());
-            sleep(Duration::from_millis(10)).await;
-        }
     }
 }
 
@@ -270,7 +262,7 @@ async fn a_row_that_is_missing_on_the_target_is_told_as_ever() {
     world.fill().await;
     world.daemon.expect_error("does not hold exactly one row");
     world.daemon.start_again();
-    world.until_logged("does not hold exactly one row").await;
+    world.daemon.wait_until_logged("does not hold exactly one row", 1);
     world.assert_ways(1, 0, 1);
     assert_eq!(world.target.scalar("SELECT count(*) FROM t WHERE n > 0").await, "0");
     world.target.exec("INSERT INTO t VALUES (77, 0, 77, md5('77'), NULL)").await;
@@ -295,14 +287,8 @@ async fn those_that_would_wait_for_each_other_do_not_for_long() {
     let first = world.pair.target.connect().await;
     first.exec("BEGIN; UPDATE other SET n = n WHERE id = 2").await;
     world.daemon.start_again();
-    let (began, open) = (
-        Instant::now(),
-        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND application_name LIKE 'changeover%'",
-    );
-    while world.target.scalar(open).await == "0" {
-        assert!(began.elapsed() < PATIENCE, "{}", world.daemon.log());
-        sleep(Duration::from_millis(10)).await;
-    }
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND application_name LIKE 'changeover%'";
+    world.target.until_not(open, "0").await;
     first.exec("COMMIT").await;
     world.caught_up().await;
     world.assert_equal().await;
@@ -318,11 +304,9 @@ async fn one_that_is_open_for_longer_than_the_backlog_is_put_away_until_it_commi
     world.small.exec("UPDATE other SET n = 3 WHERE id = 3").await;
     world.fill().await;
     world.daemon.start_again();
-    world.until_logged("it has not committed yet").await;
+    world.daemon.wait_until_logged("it has not committed yet", 1);
     let applied = "SELECT count(*) FROM other WHERE id = 3 AND n = 3";
-    while world.target.scalar(applied).await == "0" {
-        sleep(Duration::from_millis(10)).await;
-    }
+    world.target.until_not(applied, "0").await;
     world.source.exec("UPDATE t SET n = n + 1; COMMIT").await;
     world.caught_up().await;
     world.assert_equal().await;
@@ -402,7 +386,7 @@ async fn a_pause_gives_it_up() {
     mixed(&world).await;
     world.fill().await;
     world.daemon.start_again();
-    world.until_logged(BEGUN).await;
+    world.daemon.wait_until_logged(BEGUN, 1);
     assert!(world.daemon.command(&["pause"]).status.success());
     assert!(world.daemon.command(&["resume"]).status.success());
     world.caught_up().await;

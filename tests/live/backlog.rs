@@ -32,9 +32,7 @@ async fn caught_up(source: &Db, target: &Db, daemon: &mut Daemon, columns: &str)
         sleep(Duration::from_millis(20)).await;
     }
     source.exec("DELETE FROM bare WHERE id = -1").await;
-    while target.scalar("SELECT count(*) FROM bare WHERE id = -1").await != "0" {
-        sleep(Duration::from_millis(20)).await;
-    }
+    target.until("SELECT count(*) FROM bare WHERE id = -1", "0").await;
     for table in [format!("(SELECT {columns} FROM t)"), "bare".to_owned()] {
         assert_eq!(source.rows(&table).await, target.rows(&table).await, "{table}");
     }

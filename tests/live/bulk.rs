@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use changeover::demo::StopMode;
 use changeover::telemetry::Point;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::ahead::{World, mixed};
 
@@ -15,7 +15,6 @@ const BEGUN: &str = "source's backlog is read in bulk";
 const AS_A_STREAM: &str = "what is left of the backlog comes as a stream";
 /// Many spans in a backlog of a test's size.
 const SMALL_SPANS: &str = "2MiB";
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether the sessions that followed each other on the source were streams.
 fn streams(world: &World) -> Vec<bool> {
@@ -25,12 +24,8 @@ fn streams(world: &World) -> Vec<bool> {
 
 /// A slot of ours that is not the migration's is gone with its session, at once or a moment later.
 async fn nothing_is_left(world: &World) {
-    let began = Instant::now();
     let others = "SELECT count(*) FROM pg_replication_slots WHERE slot_name <> 'changeover_away'";
-    while world.source.scalar(others).await != "0" {
-        assert!(began.elapsed() < PATIENCE, "a copy of the slot is left");
-        sleep(Duration::from_millis(50)).await;
-    }
+    world.source.until(others, "0").await;
 }
 
 async fn in_bulk(majors: (u32, u32), bulk: &str) {
@@ -171,15 +166,11 @@ async fn a_target_that_takes_nothing_holds_no_snapshot_on_the_source_for_long() 
     let lock = world.pair.target.connect().await;
     lock.exec("BEGIN; LOCK TABLE t").await;
     world.daemon.start_again();
-    world.until_logged(AS_A_STREAM).await;
+    world.daemon.wait_until_logged(AS_A_STREAM, 1);
     assert!(world.daemon.log().contains("nobody takes what is read"), "{}", world.daemon.log());
-    let began = Instant::now();
     let held =
         "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'changeover%' AND backend_xmin IS NOT NULL";
-    while world.source.scalar(held).await != "0" {
-        assert!(began.elapsed() < PATIENCE, "a snapshot is still held");
-        sleep(Duration::from_millis(20)).await;
-    }
+    world.source.until(held, "0").await;
     lock.exec("ROLLBACK").await;
     world.caught_up().await;
     world.assert_equal().await;

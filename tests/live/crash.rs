@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use changeover::demo::StopMode;
 use changeover::telemetry::Point;
 
-use super::outage::until;
 use super::support::{Daemon, Db, Pair, TestConfig, bootstrap, from_environment, read_committed, topic_prefix};
 
 const CLIENTS: u64 = 3;
@@ -193,9 +192,7 @@ pub(super) async fn slot_begins(target: &Db) {
     let ready = "SELECT count(*) FROM pg_class WHERE relname = 'migration'";
     let begun = "SELECT count(*) FROM changeover.migration WHERE consistent_point IS NOT NULL";
     for sql in [ready, begun] {
-        while target.scalar(sql).await == "0" {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        target.until_not(sql, "0").await;
     }
 }
 
@@ -244,7 +241,7 @@ async fn a_snapshot_whose_session_is_cut_before_a_worker_adopts_it_is_taken_anew
         let its_session = "FROM pg_stat_activity WHERE application_name LIKE 'changeover%snapshot'";
         let cut = format!("SELECT count(pg_terminate_backend(pid)) {its_session}");
         assert_eq!(source.scalar(&cut).await, "1");
-        until(&source, &format!("SELECT count(*) {its_session}"), "0").await;
+        source.until(&format!("SELECT count(*) {its_session}"), "0").await;
         daemon.let_go();
         daemon.wait_for_phase("streaming");
         assert!(daemon.log().contains("keep the snapshot of the source"), "{}", daemon.log());

@@ -343,9 +343,7 @@ async fn a_commit_without_an_answer_is_looked_up_and_not_guessed() {
     let release = async {
         let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
         // The commit, given up by the daemon and still on the server, and the look at what became of it.
-        while stage.green.scalar(waiting).await != "2" {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        stage.green.until(waiting, "2").await;
         other.exec("SELECT pg_advisory_unlock_all()").await;
     };
     let (options, routers) = (stage.options(), diary.routers());

@@ -31,16 +31,6 @@ async fn write(source: &Db, transactions: Range<u64>) {
     }
 }
 
-/// Waits until `sql` gives `wanted`; how long that took.
-pub(super) async fn until(db: &Db, sql: &str, wanted: &str) -> Duration {
-    let began = Instant::now();
-    while db.scalar(sql).await != wanted {
-        assert!(began.elapsed() < LAG_MAX, "{sql} does not give {wanted}");
-        sleep(Duration::from_millis(20)).await;
-    }
-    began.elapsed()
-}
-
 async fn until_full(daemon: &mut Daemon, source: &Db, mut next: u64, last: u64) -> u64 {
     while daemon.status().is_none_or(|status| status["spool"]["full"] != true) {
         assert!(next < last, "the spool takes more than it may: {:?}", daemon.status());
@@ -72,9 +62,10 @@ async fn a_broker_that_is_away_costs_the_target_nothing_until_the_spool_is_full_
         write(&source, done..done + 8).await;
         done += 8;
         let newest = (done * ROWS - 1).to_string();
-        lags.push(until(&target, "SELECT max(id) FROM wide", &newest).await);
+        lags.push(target.until("SELECT max(id) FROM wide", &newest).await);
     }
     lags.sort();
+    assert!(lags.last() < Some(&LAG_MAX), "{lags:?}");
     println!(
         "broker away for {backlog_mib} MiB: the target shows what is committed after {:?}, at most {:?}",
         lags[lags.len() / 2],

@@ -265,10 +265,7 @@ async fn a_migration_goes_on_with_the_rows_it_began_with() {
     daemon.start_again();
     blue.exec("UPDATE items SET bucket = 1 WHERE bucket = 9").await;
     let moved = blue.scalar("SELECT count(*) FROM items WHERE bucket = 1").await;
-    while green.scalar("SELECT count(*) FROM items WHERE bucket = 1").await != moved {
-        assert!(daemon.is_running(), "{}", daemon.log());
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    green.until("SELECT count(*) FROM items WHERE bucket = 1", &moved).await;
     assert_eq!(daemon.json(&["verify"])["verdict"], "equal");
     assert_kept(&blue, &green).await;
 }

@@ -217,13 +217,7 @@ async fn what_holds_up_those_before_it_is_given_up() {
     daemon.start_again();
     daemon.expect_error("public.words");
     let ahead = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND application_name LIKE 'changeover apply%'";
-    for attempt in 0.. {
-        if green.scalar(ahead).await == "1" {
-            break;
-        }
-        assert!(attempt < 600, "nothing goes ahead: {}", daemon.log());
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    green.until(ahead, "1").await;
     ours.exec("ROLLBACK").await;
     let status = daemon.wait_for("the target halted", |status| status["halted"][0]["part"] == "target");
     let trouble = &status["halted"][0];
@@ -259,16 +253,11 @@ async fn a_row_that_is_missing_is_found_out_ahead_of_its_turn_too() {
         // The first group waits for us until the second one has gone ahead.
         let ours = pair.target.connect().await;
         ours.exec(&format!("BEGIN; SELECT FROM t WHERE id = {first} + 50 FOR UPDATE")).await;
-        let refused = |daemon: &Daemon| daemon.log().matches("refused ahead of its turn").count();
-        let before = refused(&daemon);
+        const REFUSED: &str = "refused ahead of its turn";
+        let before = daemon.count(REFUSED);
         daemon.expect_error("public.t");
         daemon.start_again();
-        let mut looks = 0;
-        while refused(&daemon) == before {
-            looks += 1;
-            assert!(looks < 600, "nothing was refused ahead of its turn: {}", daemon.log());
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        daemon.wait_until_logged(REFUSED, before + 1);
         ours.exec("ROLLBACK").await;
         let status = daemon.wait_for("the target halted", |status| status["halted"][0]["part"] == "target");
         let trouble = status["halted"][0]["error"].as_str().unwrap();

@@ -406,9 +406,7 @@ async fn a_table_that_is_being_altered_is_waited_for() {
     let watching = pair.source.connect().await;
     let releasing = async {
         let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
-        while watching.scalar(waiting).await == "0" {
-            tokio::task::yield_now().await;
-        }
+        watching.until_not(waiting, "0").await;
         blocker.exec("COMMIT").await;
     };
     let (outcome, ()) = tokio::join!(copying, releasing);
@@ -477,9 +475,7 @@ async fn a_stop_does_not_wait_for_a_side_that_does_not_answer() {
     let running = snapshot::run(copying(&options), &catalog, Arc::default(), stop.clone());
     let stopping = async {
         let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
-        while watching.scalar(waiting).await == "0" {
-            tokio::task::yield_now().await;
-        }
+        watching.until_not(waiting, "0").await;
         stop.cancel();
     };
     let (outcome, ()) = tokio::join!(running, stopping);

@@ -136,9 +136,7 @@ async fn a_copy_held_while_two_gigabytes_are_written_keeps_nothing_on_blue() {
 
     let mut daemon = Daemon::start(&config("held", &pair, "mode = \"data\"\nworkers = 1"));
     daemon.wait_for_phase("copying");
-    while target.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted").await == "0" {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    target.until_not("SELECT count(*) FROM pg_locks WHERE NOT granted", "0").await;
     let began = Instant::now();
     let start = source.scalar("SELECT pg_current_wal_lsn()").await;
     let first = write(&source, 0..count / 2, &mut daemon).await;
@@ -242,9 +240,7 @@ async fn a_spool_that_was_lost_is_refused_with_what_to_do() {
     daemon.wait_for_phase("copying");
     write(&source, 0..10, &mut daemon).await;
     let end = source.scalar("SELECT pg_current_wal_flush_lsn()").await;
-    while source.scalar(&format!("SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots")).await != "t" {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    source.until(&format!("SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots"), "t").await;
     // Stopped properly: what nobody has applied stays.
     daemon.terminate();
     let (spool, aside) = (daemon.spool_dir(), daemon.spool_dir().with_extension("aside"));

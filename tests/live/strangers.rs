@@ -18,9 +18,7 @@ fn warned(status: &Value, text: &str) -> bool {
 
 async fn watched(green: &Db) {
     // `t`, `quiet`, the partitioned table and its partition.
-    while green.scalar("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'changeover_watch_%'").await != "4" {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    green.until("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'changeover_watch_%'", "4").await;
 }
 
 fn closed_gates(daemon: &Daemon) -> Vec<String> {

@@ -85,6 +85,21 @@ impl Daemon {
         }
     }
 
+    /// How many lines of the log hold `text`.
+    pub fn count(&self, text: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// Waits until so many do.
+    pub fn wait_until_logged(&mut self, text: &str, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.count(text) < times {
+            let goes_on = self.is_running() && Instant::now() < deadline;
+            assert!(goes_on, "{}\nnot logged: {text}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Lets go of whoever stands still, now or later.
     pub fn let_go(&self) {
         let first = || fs::read_dir(self.points_dir()).unwrap().next();

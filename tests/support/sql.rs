@@ -1,8 +1,14 @@
 //! Plain SQL for tests, over tokio-postgres and nothing of ours.
 
+use std::time::Duration;
+
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::tls::TlsStream;
 use tokio_postgres::{Client, Connection, NoTls, SimpleQueryMessage, Socket};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A session. Dereferences to [`Client`].
 pub struct Db {
@@ -61,6 +67,28 @@ impl Db {
     /// The first column of the first row as text.
     pub async fn scalar(&self, sql: &str) -> String {
         self.query_text(sql).await.into_iter().next().unwrap_or_else(|| panic!("no row from {sql}"))
+    }
+
+    /// Waits until the first column of the first row is `wanted`; how long that took. Panics when it is not after 90 s.
+    pub async fn until(&self, sql: &str, wanted: &str) -> Duration {
+        self.until_it(sql, |found| found == wanted).await
+    }
+
+    /// The same until it is anything but `unwanted`.
+    pub async fn until_not(&self, sql: &str, unwanted: &str) -> Duration {
+        self.until_it(sql, |found| found != unwanted).await
+    }
+
+    async fn until_it(&self, sql: &str, holds: impl Fn(&str) -> bool) -> Duration {
+        let began = Instant::now();
+        loop {
+            let found = self.scalar(sql).await;
+            if holds(&found) {
+                return began.elapsed();
+            }
+            assert!(began.elapsed() < PATIENCE, "still {found} after {PATIENCE:?}: {sql}");
+            sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// Every row of a table (written as SQL: quote it if it needs it), ordered, in the form `(a,b,"c d")`: what row-by-row

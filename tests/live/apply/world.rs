@@ -16,7 +16,6 @@ use changeover::wire::Endpoint;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::outage::until;
 use crate::support::{Db, Server, server};
 
 pub struct World {
@@ -188,7 +187,7 @@ impl World {
     /// The backend of the last applier may take its time to notice that its client is gone, and keeps the origin meanwhile.
     pub async fn alone(&self) {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'changeover apply'";
-        until(&self.target, sql, "0").await;
+        self.target.until(sql, "0").await;
     }
 
     /// Both sides hold the same rows of these tables, byte for byte in text.
