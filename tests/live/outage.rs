@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use changeover::demo::StopMode;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::spool::{
     PATIENCE, ROWS, SCHEMA, TRANSACTION_BYTES, assert_equal, assert_told_once, drain, prepare_bodies, resident_bytes,
