@@ -41,7 +41,7 @@ campaign: ## the crash tests of `make test` RUNS times (10), each with another s
 .PHONY: campaign-apply
 campaign-apply: ## SEEDS (1000) random workloads, applied whole and in parts, compared with the source after each barrier
 	docker/setup.sh --for test
-	CHANGEOVER_SEEDS=$(or $(SEEDS),1000) $(CARGO) test --locked --profile campaign --test live -- a_random_workload_ends_equal --nocapture
+	CHANGEOVER_SEEDS=$(or $(SEEDS),1000) $(CARGO) test --locked --test live -- a_random_workload_ends_equal --nocapture
 
 .PHONY: campaign-crash
 campaign-crash: ## SEEDS (500) migrations under load, each struck four times at named points: daemon, servers, connections
