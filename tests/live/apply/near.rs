@@ -23,23 +23,32 @@ async fn descents(world: &World, index: &str) -> i64 {
     world.target.scalar(&sql).await.parse().unwrap()
 }
 
+/// Before 15 what a session counted arrives a moment after its end.
+async fn until_gone_down(world: &World, index: &str, times: i64) {
+    let sql = format!("SELECT idx_scan >= {times} FROM pg_stat_user_indexes WHERE indexrelname = '{index}'");
+    world.target.until(&sql, "t").await;
+}
+
 async fn follows(mut world: World, tables: &[&str]) {
-    for (sql, most) in [
-        ("INSERT INTO {} (id, v, note) SELECT i, i, 'x' FROM generate_series(-500, 499) i", 0),
-        ("UPDATE {} SET v = v + 1, note = CASE WHEN id % 3 = 0 THEN NULL ELSE note || id END", 10),
-        ("UPDATE {} SET v = NULL WHERE id % 2 = 0", 10),
-        ("DELETE FROM {} WHERE id % 2 = 0 AND id < 200", 10),
+    for (sql, in_one_pass) in [
+        ("INSERT INTO {} (id, v, note) SELECT i, i, 'x' FROM generate_series(-500, 499) i", true),
+        ("UPDATE {} SET v = v + 1, note = CASE WHEN id % 3 = 0 THEN NULL ELSE note || id END", true),
+        ("UPDATE {} SET v = NULL WHERE id % 2 = 0", true),
+        ("DELETE FROM {} WHERE id % 2 = 0 AND id < 200", true),
         // Too far from each other.
-        ("UPDATE {} SET v = 7 WHERE id = 499 OR id < -200; DELETE FROM {} WHERE id % 3 = 0", 2_000),
+        ("UPDATE {} SET v = 7 WHERE id = 499 OR id < -200; DELETE FROM {} WHERE id % 3 = 0", false),
     ] {
         let before = descents(&world, "middle_pkey").await;
         for table in tables {
             world.follow(&sql.replace("{}", table)).await.unwrap();
         }
         world.assert_same(tables).await;
-        let descents = descents(&world, "middle_pkey").await - before;
-        assert!(descents <= most, "{sql}: {descents}");
-        assert!(most <= 10 || descents > 300, "{sql}: {descents}");
+        if in_one_pass {
+            let descents = descents(&world, "middle_pkey").await - before;
+            assert!(descents <= 10, "{sql}: {descents}");
+        } else {
+            until_gone_down(&world, "middle_pkey", before + 300).await;
+        }
     }
     assert_eq!(world.target.scalar("SELECT count(*)::text FROM middle WHERE v = 7").await, "101");
 }
@@ -80,14 +89,14 @@ async fn a_neighbour_that_is_missing_or_refused_is_named_and_what_follows_is_fou
         .await
         .unwrap();
     // What was refused, one by one in order; the 399 more, if at all, with it.
-    assert!(descents(&world, "t_pkey").await > before + 300);
+    until_gone_down(&world, "t_pkey", before + 300).await;
     let letters =
         "SELECT concat_ws(' ', sqlstate, new->>'id') FROM changeover.dead_letter ORDER BY commit_end, ordinal";
     assert_eq!(world.target.query_text(letters).await, ["23514 700", "22012 400"]);
     // The next group begins in the usual way.
     let before = descents(&world, "t_pkey").await;
     world.follow("UPDATE t SET v = 4 WHERE id % 50 = 1").await.unwrap();
-    assert!(descents(&world, "t_pkey").await >= before + 400);
+    until_gone_down(&world, "t_pkey", before + 400).await;
     let differing = "SELECT id::text FROM t WHERE v <> CASE WHEN id % 50 = 1 THEN 4 WHEN id % 50 = 0 THEN 3 WHEN id BETWEEN 600 AND 1000 THEN 2 ELSE 0 END";
     assert_eq!(world.target.query_text(differing).await, Vec::<String>::new());
 }
