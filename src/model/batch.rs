@@ -75,6 +75,11 @@ impl Batch {
             + self.transactions.iter().map(Transaction::size_bytes).sum::<usize>()
     }
 
+    /// Whether its last transaction ends in a later batch.
+    pub fn ends_inside(&self) -> bool {
+        self.transactions.last().is_some_and(|last| !last.part.ends())
+    }
+
     pub fn change_count(&self) -> usize {
         self.transactions.iter().map(|transaction| transaction.changes.len()).sum()
     }

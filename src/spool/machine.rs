@@ -29,7 +29,8 @@ pub(super) struct Log {
     limits: Limits,
     /// `seq` of the next batch; `None` before the first.
     next: Option<u64>,
-    /// Of a durable log: the end of what is durable.
+    /// Of a durable log: the end of what is durable, and how far a restart finds it whole. What is behind the last whole
+    /// transaction it drops, and everything that shares a batch with the beginning of one.
     durable: Option<Mark>,
     memory: VecDeque<Held>,
     memory_bytes: u64,
@@ -219,8 +220,7 @@ impl Log {
 
     /// Whether the oldest batch in memory is on disk for good, or need not be.
     fn may_leave_memory(&self) -> bool {
-        let oldest = self.memory_first();
-        oldest.is_some_and(|oldest| self.durable.is_none_or(|durable| oldest < durable.seq))
+        self.memory_first().is_some_and(|oldest| self.durable.is_none_or(|durable| oldest < durable.seq))
     }
 
     pub(super) fn push(&mut self, batch: Batch, size_bytes: u64) {
@@ -303,8 +303,7 @@ impl Log {
     /// The stream can go no further: one transaction fills the disk, everything before it is released, and it cannot
     /// be released before its end.
     pub(super) fn is_stuck(&self) -> bool {
-        let whole = self.first_needed();
-        self.appender_waits && self.durable.is_some() && self.inside_since.is_some_and(|since| since <= whole)
+        self.appender_waits && self.durable.is_some() && self.inside_since.is_some_and(|it| it <= self.first_needed())
     }
 
     /// A run of `bytes` is about to be written to segment `number`: its room is taken from now on.
@@ -339,11 +338,12 @@ impl Log {
         if let Some(last) = self.segments.back_mut() {
             last.closed = last.bytes >= self.limits.segment_bytes;
         }
-        if self.durable.is_some() {
-            let written = self.memory.iter().skip_while(|held| held.batch.seq < first);
-            let size_bytes: u64 = written.take_while(|held| held.batch.seq < end.seq).map(|held| held.size_bytes).sum();
-            self.unsynced_bytes -= size_bytes;
-            self.durable = Some(end);
+        if let Some(durable) = self.durable {
+            let written = self.memory.iter().filter(|held| (first..end.seq).contains(&held.batch.seq));
+            self.unsynced_bytes -= written.clone().map(|held| held.size_bytes).sum::<u64>();
+            let whole = written.rev().find(|held| !held.batch.ends_inside());
+            let through = whole.map_or(durable.through, |held| held.batch.through);
+            self.durable = Some(Mark { seq: end.seq, through });
             self.collect_memory();
             return;
         }

@@ -41,6 +41,8 @@ mod tests;
 #[cfg(test)]
 mod durable_tests;
 #[cfg(test)]
+mod parts_tests;
+#[cfg(test)]
 mod walk;
 
 pub use cursor::Cursor;

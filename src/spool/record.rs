@@ -67,10 +67,11 @@ pub(super) fn encode(batch: &Batch, to: &mut Vec<u8>) -> Result<(), String> {
 }
 
 fn flags(batch: &Batch) -> u16 {
-    let (first, last) = (batch.transactions.first(), batch.transactions.last());
+    let first = batch.transactions.first();
     let continues = first.is_some_and(|first| !first.part.begins());
-    let inside = last.is_some_and(|last| !last.part.ends());
-    u16::from(continues) * CONTINUES + u16::from(inside) * INSIDE + u16::from(first.is_some()) * TRANSACTIONS
+    u16::from(continues) * CONTINUES
+        + u16::from(batch.ends_inside()) * INSIDE
+        + u16::from(first.is_some()) * TRANSACTIONS
 }
 
 impl Header {

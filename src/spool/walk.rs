@@ -5,7 +5,7 @@ use crate::model::{Part, SinkName};
 
 use super::machine::{Admission, Contents, End, Limits, Log, Next};
 use super::state::Mark;
-use super::testing::{lsn, part};
+use super::testing::{lsn, part, through};
 
 const SIZE: u64 = 100;
 const LIMITS: Limits = Limits { memory_bytes: 3 * SIZE, disk_bytes: 4 * SIZE, segment_bytes: 2 * SIZE };
@@ -155,6 +155,10 @@ impl World {
         }
         assert_eq!(next.max(self.noted), durable.max(self.noted), "confirmed, but not in the files: {path:?}");
         assert!(durable <= self.open.len() as u64, "{path:?}");
+        // A restart drops what is behind the last whole transaction.
+        let whole = (0..durable).rev().find(|seq| !self.open[*seq as usize]);
+        let found = self.log.durable_end().map(|end| end.through);
+        assert_eq!(found, Some(whole.map_or(lsn(1), through)), "confirmed, and dropped by a restart: {path:?}");
         let usage = self.log.usage();
         assert!(usage.memory_bytes <= LIMITS.memory_bytes.max(SIZE), "{usage:?} {path:?}");
         assert!(usage.disk_bytes <= LIMITS.disk_bytes, "{usage:?} {path:?}");
