@@ -59,7 +59,6 @@ pub(super) fn table_of(
     }
     let columns = relation.columns.iter().map(|column| column_of(relation, &target, facts, column));
     let key = key_of(relation, facts);
-    let any_order = !facts.acts && facts.exclusive_count <= 1;
     Ok(Table {
         id,
         place: id,
@@ -67,7 +66,7 @@ pub(super) fn table_of(
         leaf: None,
         columns: columns.collect::<Result<_, _>>()?,
         independent: is_independent(relation, facts, &key),
-        number_key: number_key(relation, facts, &key).filter(|_| any_order),
+        number_key: number_key(relation, facts, &key),
         key,
         isolated: !facts.acts,
         sortable: facts.exclusive_count <= 1,

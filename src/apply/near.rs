@@ -25,7 +25,9 @@ pub(super) struct Stretch {
 impl Stretch {
     /// Where the rows are, if they are near each other.
     pub(super) fn of(table: &Table, rows: &[&Tuple]) -> Option<Self> {
-        let at = table.number_key.filter(|_| rows.len() >= ROWS_MIN)?;
+        // One pass puts the rows in the order of their keys.
+        let any_order = table.isolated && table.sortable;
+        let at = table.number_key.filter(|_| any_order && rows.len() >= ROWS_MIN)?;
         let mut keys = rows.iter().map(|row| row.iter().nth(at).and_then(number));
         let first = keys.next()??;
         let around = |stretch: Self, key: Option<i64>| {

@@ -167,7 +167,7 @@ impl Target {
                 .map_err(|why| unwritable(table, why))?;
             self.columns.end_row();
         }
-        self.counted(script, table, Shape::Move(present.clone()), None, rows.len(), label);
+        self.counted(script, table, Shape::Move(present.clone()), &[], rows.len(), label);
         Ok(())
     }
 
@@ -233,27 +233,17 @@ impl Target {
         rows: &[&Tuple],
         label: L,
     ) {
-        let Some(stretch) = Stretch::of(table, rows) else {
-            self.counted(script, table, shape(Reach::Anywhere), None, rows.len(), label);
+        let Some(Stretch { low, high }) = Stretch::of(table, rows) else {
+            self.counted(script, table, shape(Reach::Anywhere), &[], rows.len(), label);
             return;
         };
         self.fixed(script, near::BY_PASS, label);
-        self.counted(script, table, shape(Reach::Between), Some(stretch), rows.len(), label);
+        self.counted(script, table, shape(Reach::Between), &[low, high], rows.len(), label);
         self.fixed(script, near::BY_DESCENTS, label);
     }
 
-    /// A statement whose parameters are the collected columns, where it looks, and the count of rows it must find.
-    fn counted<L>(
-        &mut self,
-        script: &mut Script<L>,
-        table: &Table,
-        shape: Shape,
-        stretch: Option<Stretch>,
-        rows: usize,
-        label: L,
-    ) {
-        let ends = stretch.map(|Stretch { low, high }| [low, high]);
-        let ends = ends.as_ref().map_or(&[][..], |ends| ends);
+    /// A statement whose parameters are the collected columns, the ends between which it looks, and the count of rows it must find.
+    fn counted<L>(&mut self, script: &mut Script<L>, table: &Table, shape: Shape, ends: &[i64], rows: usize, label: L) {
         let count = self.columns.count() + ends.len();
         let types = self.columns.types().chain(repeat_n(INT8, ends.len()));
         if script.checks_here() {

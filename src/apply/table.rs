@@ -28,7 +28,7 @@ pub(super) struct Table {
     pub(super) sortable: bool,
     /// No value but the key is unique, so what happens to rows of other keys cannot tell in which order it happened.
     pub(super) independent: bool,
-    /// The only key column, where it is a whole number with an index of its own and rows may be put in any order.
+    /// The only key column, where it is a whole number with an index of its own.
     pub(super) number_key: Option<usize>,
     /// COPY FROM is refused under row security and passes rules by.
     pub(super) copies: bool,
