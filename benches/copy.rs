@@ -8,6 +8,8 @@
 
 mod support;
 
+use std::thread;
+
 use changeover::demo::PgCluster;
 use support::{Ours, WIDE_TABLE, joined, machine, number, pipe, psql, report, run, timed, usage};
 
@@ -58,25 +60,39 @@ fn main() {
     let (source, target) = (support::cluster(), support::cluster());
     for set in [NARROW, WIDE].iter().filter(|set| only.as_ref().is_none_or(|only| only == set.name)) {
         set.make(&source);
+        // Both servers are one user's.
+        let directory = psql(&target, "postgres", "SHOW data_directory");
+        for (number, half) in halves(&source, set).iter().enumerate() {
+            psql(&source, set.name, &format!("COPY {half} TO '{directory}/{}.{number}' (FORMAT binary)", set.name));
+        }
         println!(
             "\n{}: {} MiB, {rounds} rounds",
             set.name,
             psql(&source, set.name, "SELECT pg_database_size(current_database()) >> 20")
         );
-        compare(&source, &target, set, rounds, "data", &[one_pipe, two_pipes]);
-        compare(&source, &target, set, rounds, "clone", &[two_pipes_and_indexes]);
+        compare(&source, &target, set, rounds, "data", &[one_pipe, two_pipes], Some(both_servers_alone));
+        compare(&source, &target, set, rounds, "clone", &[two_pipes_and_indexes], None);
     }
 }
 
 type Way = fn(&PgCluster, &PgCluster, &Set);
 
-/// Ours against the fastest of `ways`, in rounds.
-fn compare(source: &PgCluster, target: &PgCluster, set: &Set, rounds: u64, what: &str, ways: &[Way]) {
+/// Ours against the fastest of `ways`, in rounds; beside it `floor`.
+fn compare(
+    source: &PgCluster,
+    target: &PgCluster,
+    set: &Set,
+    rounds: u64,
+    what: &str,
+    ways: &[Way],
+    floor: Option<Way>,
+) {
     let names = |index: usize| {
         if ways.len() == 1 { "two psql pipes, then the indexes" } else { ["one psql pipe", "two psql pipes"][index] }
     };
     let mut theirs = vec![Vec::new(); ways.len()];
     let (mut ours, mut ratios, mut shares, mut peaks) = (vec![], vec![], vec![], vec![]);
+    let (mut floors, mut floor_ratios) = (vec![], vec![]);
     for _ in 0..rounds {
         for (way, times) in ways.iter().zip(&mut theirs) {
             fresh(target, set, true);
@@ -86,18 +102,28 @@ fn compare(source: &PgCluster, target: &PgCluster, set: &Set, rounds: u64, what:
         fresh(target, set, !full);
         let mut used = (0.0, 0);
         let took = timed(|| used = changeover(source, target, set, full));
+        assert_eq!(count(source, set), count(target, set), "rows of {}", set.large);
         let best = theirs.iter().filter_map(|times| times.last().copied()).fold(f64::INFINITY, f64::min);
         ratios.push(took / best);
+        if let Some(floor) = floor {
+            fresh(target, set, true);
+            floors.push(timed(|| floor(source, target, set)));
+            floor_ratios.push(floors[floors.len() - 1] / best);
+            fresh(target, set, false);
+        }
         shares.push(used.0 / took);
         peaks.push(used.1 as f64 / 1024.0);
         ours.push(took);
-        assert_eq!(count(source, set), count(target, set), "rows of {}", set.large);
     }
     for (index, times) in theirs.iter().enumerate() {
         report(&format!("{what}: {}", names(index)), "s", times);
     }
     report(&format!("{what}: changeover copy"), "s", &ours);
     report(&format!("{what}: ratio to the fastest of the round"), "", &ratios);
+    if !floors.is_empty() {
+        report(&format!("{what}: both servers alone, at once"), "s", &floors);
+        report(&format!("{what}: its ratio to the fastest of the round"), "", &floor_ratios);
+    }
     report(&format!("{what}: own processor time by wall time"), "", &shares);
     report(&format!("{what}: peak memory"), "MiB", &peaks);
 }
@@ -149,15 +175,31 @@ fn one_pipe(source: &PgCluster, target: &PgCluster, set: &Set) {
 }
 
 fn two_pipes(source: &PgCluster, target: &PgCluster, set: &Set) {
-    let middle = psql(source, set.name, &format!("SELECT pg_relation_size('{}') / 8192 / 2", set.large));
-    let half = |condition: &str| {
-        let out = format!("(SELECT * FROM {} WHERE ctid {condition} '({middle},0)')", set.large);
-        pipe((source, set.name), (target, set.name), &out, set.large)
-    };
-    joined([half("<"), half(">=")]);
+    joined(halves(source, set).map(|half| pipe((source, set.name), (target, set.name), &half, set.large)));
     for table in set.others {
         joined([pipe((source, set.name), (target, set.name), table, table)]);
     }
+}
+
+/// The large table, by blocks.
+fn halves(source: &PgCluster, set: &Set) -> [String; 2] {
+    let middle = psql(source, set.name, &format!("SELECT pg_relation_size('{}') / 8192 / 2", set.large));
+    ["<", ">="].map(|order| format!("(SELECT * FROM {} WHERE ctid {order} '({middle},0)')", set.large))
+}
+
+/// What whoever is between the two cannot be faster than, on processors that they share: the source throws away what it
+/// reads of the large table, the target reads it from files, and nothing is sent.
+fn both_servers_alone(source: &PgCluster, target: &PgCluster, set: &Set) {
+    let halves = halves(source, set);
+    let directory = psql(target, "postgres", "SHOW data_directory");
+    thread::scope(|scope| {
+        for (number, half) in halves.iter().enumerate() {
+            let file = format!("{directory}/{}.{number}", set.name);
+            scope.spawn(move || psql(source, set.name, &format!("COPY {half} TO '/dev/null' (FORMAT binary)")));
+            let copy = format!("COPY {} FROM '{file}' (FORMAT binary)", set.large);
+            scope.spawn(move || psql(target, set.name, &copy));
+        }
+    });
 }
 
 /// The index builds one after the other, each with the server's parallel workers. No ANALYZE, which ours does.

@@ -4,7 +4,7 @@
 //! updates every row of a table, and `mixed` changes at random keys (10 a transaction). `BENCH_LOAD` (one of them; all),
 //! `BENCH_SCALE` (pgbench scale, 50), `BENCH_TRANSACTIONS` (pgbench, 200,000), `BENCH_ROWS` (2,000,000; half of it mixed changes),
 //! `BENCH_ROUNDS` (3). Every way has a slot of its own over the same backlog and a target database of its own, copied from
-//! one template.
+//! one template. For the two that plain statements can do, `wide` and `huge`: what both servers need for it at once by themselves.
 
 #![allow(clippy::unwrap_used, reason = "a comparison that cannot go on has nothing better to do than stop")]
 
@@ -12,6 +12,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use changeover::demo::PgCluster;
@@ -26,9 +27,12 @@ struct Load {
     tables: &'static [&'static str],
     /// `$ROWS` is replaced.
     work: &'static str,
+    /// The same change to the target in one statement a session, each in as few as that takes; none where no plain statement
+    /// does it. `$HALF` is the name of a file of half the rows.
+    floor: &'static [&'static str],
 }
 
-const PGBENCH: Load = Load { name: "pgbench", tables: &[], work: "" };
+const PGBENCH: Load = Load { name: "pgbench", tables: &[], work: "", floor: &[] };
 
 const WIDE: Load = Load {
     name: "wide",
@@ -39,6 +43,7 @@ const WIDE: Load = Load {
             decode(repeat(md5(n::text), 4), 'hex'), ARRAY[n % 100, n % 1000, n % 10000], n % 3 = 0, NULL, n % 1000000);
         IF n % 1000 = 0 THEN COMMIT; END IF;
     END LOOP; END $$",
+    floor: &["COPY wide FROM '$HALF.1' (FORMAT binary)", "COPY wide FROM '$HALF.2' (FORMAT binary)"],
 };
 
 const HUGE: Load = Load {
@@ -48,6 +53,8 @@ const HUGE: Load = Load {
         "INSERT INTO huge SELECT n, 0, md5(n::text) FROM generate_series(1, $ROWS::bigint) n",
     ],
     work: "UPDATE huge SET v = v + 1",
+    // A reader sees all of a transaction or nothing of it, so it is one session.
+    floor: &["UPDATE huge SET v = v + 1"],
 };
 
 const MIXED: Load = Load {
@@ -67,6 +74,7 @@ const MIXED: Load = Load {
         END IF;
         IF n % 10 = 0 THEN COMMIT; END IF;
     END LOOP; END $$",
+    floor: &[],
 };
 
 impl Load {
@@ -96,7 +104,11 @@ impl Load {
 }
 
 fn sized(sql: &str) -> String {
-    sql.replace("$ROWS", &number("BENCH_ROWS", 2_000_000).to_string())
+    sql.replace("$ROWS", &number_of_rows().to_string())
+}
+
+fn number_of_rows() -> u64 {
+    number("BENCH_ROWS", 2_000_000)
 }
 
 fn main() {
@@ -114,6 +126,7 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
     let (mut native, mut ours, mut ratios) = (vec![], vec![], vec![]);
     let (mut decoding, mut sending, mut sending_native, mut neither) = (vec![], vec![], vec![], vec![]);
     let (mut backend, mut shares, mut peaks) = (vec![], vec![], vec![]);
+    let (mut floors, mut floor_ratios) = (vec![], vec![]);
     for round in 0..rounds {
         decoding.push(timed(|| decode_alone(source, load, round)));
         let name = database(target, "native", round);
@@ -122,6 +135,13 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
         native.push(timed(|| sender = subscribe(source, target, &name, round, &end)));
         sending_native.push(sender);
         unsubscribe(target, &name);
+        if !load.floor.is_empty() {
+            let name = database(target, "floor", round);
+            chill();
+            floors.push(timed(|| both_servers_alone(source, target, load, &name, round)));
+            floor_ratios.push(floors[round as usize] / native[round as usize]);
+            psql(target, "postgres", &format!("DROP DATABASE {name}"));
+        }
         let name = database(target, "ours", round);
         let mut used = Used::default();
         chill();
@@ -142,6 +162,10 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
     report("decoding alone on the server", "s", &decoding);
     report("native subscription", "s", &native);
     report("  its walsender, processor time", "s", &sending_native);
+    if !floors.is_empty() {
+        report("both servers alone, at once: decoding, and the same change in plain statements", "s", &floors);
+        report("  ratio to native", "", &floor_ratios);
+    }
     report("changeover", "s", &ours);
     report("  what the source spends on it, processor time", "s", &sending);
     report("  its backends on the target, processor time", "s", &backend);
@@ -172,8 +196,23 @@ fn backlog(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) -> 
     let end = psql(source, "postgres", "SELECT pg_current_wal_lsn()");
     // Something has to be committed past it: a position that nothing follows is written when there is time.
     psql(source, load.name, "INSERT INTO marker VALUES (1)");
+    for (number, order) in [(1, "<="), (2, ">")] {
+        if load.floor.iter().any(|statement| statement.contains("$HALF")) {
+            let (half, rows) = (half(target), number_of_rows() / 2);
+            let copy = format!(
+                "COPY (SELECT * FROM {} WHERE id {order} {rows}) TO '{half}.{number}' (FORMAT binary)",
+                load.name
+            );
+            psql(source, load.name, &copy);
+        }
+    }
     psql(source, "postgres", "CHECKPOINT");
     end
+}
+
+/// Where files of half the rows are, without their number: both servers are one user's.
+fn half(target: &PgCluster) -> String {
+    format!("{}/half", psql(target, "postgres", "SHOW data_directory"))
 }
 
 fn database(target: &PgCluster, way: &str, round: u64) -> String {
@@ -185,11 +224,28 @@ fn database(target: &PgCluster, way: &str, round: u64) -> String {
 
 /// The floor: what the server needs to decode the backlog, counted there.
 fn decode_alone(source: &PgCluster, load: &Load, round: u64) {
+    decode(source, load, round, "false");
+}
+
+/// `binary`: `true` or `false`.
+fn decode(source: &PgCluster, load: &Load, round: u64, binary: &str) {
     let sql = format!(
         "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('ours_{round}', NULL, NULL, \
-         'proto_version', '1', 'publication_names', 'bench')"
+         'proto_version', '1', 'binary', '{binary}', 'publication_names', 'bench')"
     );
     psql(source, load.name, &sql);
+}
+
+/// What whoever is between the two cannot be faster than, on processors that they share: the source decodes, the target
+/// changes the same rows of itself or of files, and nothing is sent.
+fn both_servers_alone(source: &PgCluster, target: &PgCluster, load: &Load, name: &str, round: u64) {
+    let half = half(target);
+    thread::scope(|scope| {
+        scope.spawn(|| decode(source, load, round, "true"));
+        for statement in load.floor {
+            scope.spawn(|| psql(target, name, &statement.replace("$HALF", &half)));
+        }
+    });
 }
 
 /// Answers with the walsender's processor seconds.

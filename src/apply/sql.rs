@@ -293,13 +293,12 @@ impl Arrays {
         format!("u.c{}", self.count)
     }
 
-    /// `unnest` with several arrays is a form of FROM of its own and has to be written without its schema.
+    /// Among what is selected, elements are handed on as they are read (`ProjectSet`). `unnest` in FROM would first put
+    /// those of each array into a tuplestore of its own.
     fn from(&self) -> String {
-        let list = |prefix: &str| {
-            let items: Vec<String> = (1..=self.count).map(|number| format!("{prefix}{number}")).collect();
-            items.join(", ")
-        };
-        format!("unnest({}) AS u({})", list("$"), list("c"))
+        let item = |number| format!("pg_catalog.unnest(${number}) AS c{number}");
+        let items: Vec<String> = (1..=self.count).map(item).collect();
+        format!("(SELECT {}) AS u", items.join(", "))
     }
 }
 

@@ -79,6 +79,9 @@ pub(super) async fn admit(
     let streaming = may_stream && !bulk && (renew_at.is_none() || ahead_until.is_some());
     let wants_binary = options.binary && proto_version >= 2 && (bulk || renew_at.is_some());
     let binary = wants_binary && all_types_known(connection, &options.publications).await?;
+    if ahead_until.is_some() {
+        connection.simple_query(EAGER).await.map_err(Error::wire("have large transactions sent early"))?;
+    }
     let parameters = parameters(options, identified.server_version_num, Form { streaming, binary });
     let command = start_command(&options.slot, start, &parameters);
     let parameters = literals(&parameters);
@@ -96,6 +99,11 @@ pub(super) async fn admit(
     };
     Ok(admitted)
 }
+
+/// The server sends the first of a transaction's changes when it holds this many kB, and the target has nothing to do before
+/// that. More than an administrator allows is not asked for.
+const EAGER: &str = "SELECT pg_catalog.set_config(name, least(setting::int4, 16384)::text, false) \
+     FROM pg_catalog.pg_settings WHERE name = 'logical_decoding_work_mem'";
 
 /// Whether every published column has a type of which we know the binary form. What the log holds may be of older
 /// columns: the decoder looks too.

@@ -62,17 +62,17 @@ struct Plan {
     group: &'static str,
     /// Before some of the blows the daemon is away until there is enough log to be read in bulk, in spans of this.
     bulk: &'static str,
+    /// Before some of the blows it is away until there is a backlog with a large transaction, which comes before its commit.
+    is_ahead: bool,
 }
 
 impl Plan {
-    fn new(rng: &mut Rng) -> Self {
+    fn new(rng: &mut Rng, source: u32) -> Self {
         let group = ["64KiB", "256KiB", "8MiB"][rng.usize(..3)];
-        Self {
-            has_kafka: rng.u8(..3) == 0,
-            is_durable: rng.bool(),
-            group,
-            bulk: ["0", "1MiB", "256MiB"][rng.usize(..3)],
-        }
+        let (has_kafka, is_durable) = (rng.u8(..3) == 0, rng.bool());
+        let bulk = ["0", "1MiB", "256MiB"][rng.usize(..3)];
+        // Read in bulk, transactions as small as these come whole.
+        Self { has_kafka, is_durable, group, bulk, is_ahead: bulk == "0" && source >= 14 }
     }
 
     /// The points that can be reached under it.
@@ -80,8 +80,7 @@ impl Plan {
         let reachable = |point: &Point| match point {
             // Passed before the blows begin: see `snapshot`.
             Point::SnapshotHanded => false,
-            // Only in a backlog: see `ahead`.
-            Point::AheadDue | Point::AheadCommitted | Point::AheadTold => false,
+            Point::AheadDue | Point::AheadCommitted | Point::AheadTold => self.is_ahead,
             Point::SpanDue | Point::SpanRead => self.bulk != "0",
             Point::ReportDue | Point::Reported | Point::GroupDue | Point::GroupCommitted | Point::GroupTold => true,
             // Only full groups go ahead of their turn.
@@ -168,6 +167,27 @@ fn transaction(rng: &mut Rng, client: u64, seq: u64, first: u64, count: u64) -> 
     )
 }
 
+/// Much of what clients change too, and new rows that it changes again. What is rolled back and said again tells its sinks
+/// to forget what they have been sent ahead.
+fn large(number: u32, undoes: bool) -> String {
+    let first = 100_000_000 + number * 10_000;
+    let again = format!("UPDATE item SET version = version + 1 WHERE id BETWEEN {first} + 100 AND {first} + 1500;");
+    let undone = if undoes { format!("SAVEPOINT s; {again} ROLLBACK TO s;") } else { String::new() };
+    format!(
+        "BEGIN;
+         UPDATE item SET version = version + 1, payload = 'large' WHERE id < {ROWS} AND id % 4 < 2;
+         INSERT INTO item SELECT n, 1, 'new', NULL FROM generate_series({first}, {first} + 2500) n;
+         {undone}
+         {again}
+         DELETE FROM item WHERE id BETWEEN {first} + 2000 AND {first} + 2200;
+         COMMIT"
+    )
+}
+
+fn versions(seed: u64) -> (u32, u32) {
+    VERSIONS[(seed % VERSIONS.len() as u64) as usize]
+}
+
 /// What fell where; `None`: at no named point.
 type Fallen = BTreeMap<(Option<Point>, Blow), u32>;
 
@@ -176,13 +196,13 @@ async fn blows_at_named_points_lose_nothing_and_repeat_nothing() {
     let first = from_environment("CHANGEOVER_SEED");
     let count = from_environment("CHANGEOVER_SEEDS").unwrap_or(if first.is_some() { 1 } else { SEEDS });
     let first = first.unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
-    let mut pairs: HashMap<usize, Pair> = HashMap::new();
+    let mut pairs: HashMap<u32, Pair> = HashMap::new();
     let mut fallen = Fallen::new();
     for seed in first..first + count {
-        let versions = usize::try_from(seed % 3).unwrap();
-        let pair = pairs.entry(versions).or_insert_with(|| Pair::of(VERSIONS[versions].0, VERSIONS[versions].1));
+        let (source, target) = versions(seed);
+        let pair = pairs.entry(source).or_insert_with(|| Pair::of(source, target));
         let began = Instant::now();
-        println!("CHANGEOVER_SEED={seed}, {:?}", VERSIONS[versions]);
+        println!("CHANGEOVER_SEED={seed}, {source} to {target}");
         strike(pair, seed, &mut fallen).await;
         println!("equal after {:?}", began.elapsed());
     }
@@ -198,7 +218,7 @@ async fn blows_at_named_points_lose_nothing_and_repeat_nothing() {
 /// One migration of a database of its own, struck [`BLOWS`] times.
 async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
     let mut rng = Rng::with_seed(seed);
-    let plan = Plan::new(&mut rng);
+    let plan = Plan::new(&mut rng, versions(seed).0);
     println!("{plan:?}");
     let name = format!("blows_{seed:x}");
     let create = format!("CREATE DATABASE {name}");
@@ -230,11 +250,18 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
         clients.spawn(async move { (number, client(url, number, seed ^ number, stop).await) });
     }
     let points = plan.points();
-    for _ in 0..BLOWS {
+    for number in 0..BLOWS {
         let point = points[rng.usize(..points.len())];
         sleep(Duration::from_millis(rng.u64(0..600))).await;
-        if plan.bulk != "0" && (matches!(point, Point::SpanDue | Point::SpanRead) || rng.u8(..4) == 0) {
+        let needs_backlog = matches!(
+            point,
+            Point::SpanDue | Point::SpanRead | Point::AheadDue | Point::AheadCommitted | Point::AheadTold
+        );
+        if (plan.bulk != "0" || plan.is_ahead) && (needs_backlog || rng.u8(..4) == 0) {
             daemon.kill();
+            if plan.is_ahead {
+                Db::connect(&blue).await.exec(&large(number, rng.u8(..8) == 0)).await;
+            }
             Db::connect(&blue).await.fill_log("UPDATE account SET balance = balance + 0 WHERE id = 20").await;
             daemon.hold_at(point);
             daemon.start_again();
