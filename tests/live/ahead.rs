@@ -195,6 +195,17 @@ async fn a_large_transaction_of_a_backlog_is_applied_ahead_between_the_newest() 
     backlog_is_applied_ahead((18, 18)).await;
 }
 
+/// A server as it comes holds 64 MB of a transaction before it sends the first of it, which this one never has.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_a_few_ten_megabytes_is_sent_early_enough_to_be_applied_ahead() {
+    let mut world = World::of((15, 15)).await;
+    world.source.exec("ALTER SYSTEM RESET logical_decoding_work_mem").await;
+    world.source.exec("SELECT pg_reload_conf()").await;
+    let insert = "INSERT INTO t SELECT i, 0, i, repeat(md5(i::text), 8), NULL FROM generate_series(100001, 200000) i";
+    world.source.exec(insert).await;
+    world.drains_equal(1, 1, 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_part_that_was_rolled_back_makes_it_come_at_its_commit() {
     let mut world = World::of((16, 16)).await;

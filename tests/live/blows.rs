@@ -72,7 +72,7 @@ impl Plan {
         let (has_kafka, is_durable) = (rng.u8(..3) == 0, rng.bool());
         let bulk = ["0", "1MiB", "256MiB"][rng.usize(..3)];
         // Read in bulk, transactions as small as these come whole.
-        Self { has_kafka, is_durable, group, bulk, is_ahead: bulk == "0" && source >= 14 }
+        Self { has_kafka, is_durable, group, bulk, is_ahead: bulk == "0" && !has_kafka && source >= 14 }
     }
 
     /// The points that can be reached under it.
@@ -171,15 +171,15 @@ fn transaction(rng: &mut Rng, client: u64, seq: u64, first: u64, count: u64) -> 
 /// to forget what they have been sent ahead.
 fn large(number: u32, undoes: bool) -> String {
     let first = 100_000_000 + number * 10_000;
-    let again = format!("UPDATE item SET version = version + 1 WHERE id BETWEEN {first} + 100 AND {first} + 1500;");
+    let again = format!("UPDATE item SET version = version + 1 WHERE id BETWEEN {first} + 100 AND {first} + 4500;");
     let undone = if undoes { format!("SAVEPOINT s; {again} ROLLBACK TO s;") } else { String::new() };
     format!(
         "BEGIN;
          UPDATE item SET version = version + 1, payload = 'large' WHERE id < {ROWS} AND id % 4 < 2;
-         INSERT INTO item SELECT n, 1, 'new', NULL FROM generate_series({first}, {first} + 2500) n;
+         INSERT INTO item SELECT n, 1, 'new', NULL FROM generate_series({first}, {first} + 8000) n;
          {undone}
          {again}
-         DELETE FROM item WHERE id BETWEEN {first} + 2000 AND {first} + 2200;
+         DELETE FROM item WHERE id BETWEEN {first} + 5000 AND {first} + 5200;
          COMMIT"
     )
 }
@@ -224,8 +224,10 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
     let create = format!("CREATE DATABASE {name}");
     pair.source.connect().await.exec(&create).await;
     pair.target.connect().await.exec(&create).await;
-    // The least: transactions of some hundred rows are sent before their commit.
-    let eager = "ALTER DATABASE $ SET logical_decoding_work_mem = '64kB'".replace('$', &name);
+    // The least: transactions of some hundred rows are sent before their commit. Or no client's, whose tables without keys
+    // cannot be changed ahead of it.
+    let held = if plan.is_ahead { "1MB" } else { "64kB" };
+    let eager = format!("ALTER DATABASE {name} SET logical_decoding_work_mem = '{held}'");
     pair.source.connect().await.exec(&eager).await;
     let (blue, green) = (pair.source.cluster().url(&name), pair.target.cluster().url(&name));
     {
