@@ -2,7 +2,8 @@
 //!
 //! Two sets: narrow rows (pgbench), and wide ones of many types. `BENCH_SET` (`narrow`, `wide`; both), `BENCH_SCALE` (pgbench
 //! scale, 100), `BENCH_ROWS` (wide rows, 2,000,000), `BENCH_ROUNDS` (3). For each set: the data alone, into tables without
-//! indexes; and the whole clone, with keys, indexes and ANALYZE, against two pipes followed by the index builds.
+//! indexes, and what both servers need for that at once by themselves; and the whole clone, with keys, indexes and ANALYZE,
+//! against two pipes followed by the index builds.
 
 #![allow(clippy::unwrap_used, reason = "a comparison that cannot go on has nothing better to do than stop")]
 
@@ -98,22 +99,22 @@ fn compare(
             fresh(target, set, true);
             times.push(timed(|| way(source, target, set)));
         }
+        let best = theirs.iter().filter_map(|times| times.last().copied()).fold(f64::INFINITY, f64::min);
+        if let Some(floor) = floor {
+            fresh(target, set, true);
+            let took = timed(|| floor(source, target, set));
+            floors.push(took);
+            floor_ratios.push(took / best);
+        }
         let full = what == "clone";
         fresh(target, set, !full);
         let mut used = (0.0, 0);
         let took = timed(|| used = changeover(source, target, set, full));
-        assert_eq!(count(source, set), count(target, set), "rows of {}", set.large);
-        let best = theirs.iter().filter_map(|times| times.last().copied()).fold(f64::INFINITY, f64::min);
         ratios.push(took / best);
-        if let Some(floor) = floor {
-            fresh(target, set, true);
-            floors.push(timed(|| floor(source, target, set)));
-            floor_ratios.push(floors[floors.len() - 1] / best);
-            fresh(target, set, false);
-        }
         shares.push(used.0 / took);
         peaks.push(used.1 as f64 / 1024.0);
         ours.push(took);
+        assert_eq!(count(source, set), count(target, set), "rows of {}", set.large);
     }
     for (index, times) in theirs.iter().enumerate() {
         report(&format!("{what}: {}", names(index)), "s", times);

@@ -27,8 +27,8 @@ struct Load {
     tables: &'static [&'static str],
     /// `$ROWS` is replaced.
     work: &'static str,
-    /// The same change to the target in one statement a session, each in as few as that takes; none where no plain statement
-    /// does it. `$HALF` is the name of a file of half the rows.
+    /// Plain statements that change the target in the same way, a session each; none where none do. `$HALF` is where the files
+    /// of half the rows are.
     floor: &'static [&'static str],
 }
 
@@ -128,7 +128,7 @@ fn compare(source: &PgCluster, target: &PgCluster, load: &Load, rounds: u64) {
     let (mut backend, mut shares, mut peaks) = (vec![], vec![], vec![]);
     let (mut floors, mut floor_ratios) = (vec![], vec![]);
     for round in 0..rounds {
-        decoding.push(timed(|| decode_alone(source, load, round)));
+        decoding.push(timed(|| decode(source, load, round, "false")));
         let name = database(target, "native", round);
         let mut sender = 0.0;
         chill();
@@ -222,12 +222,7 @@ fn database(target: &PgCluster, way: &str, round: u64) -> String {
     name
 }
 
-/// The floor: what the server needs to decode the backlog, counted there.
-fn decode_alone(source: &PgCluster, load: &Load, round: u64) {
-    decode(source, load, round, "false");
-}
-
-/// `binary`: `true` or `false`.
+/// What the server needs to decode the backlog, counted there. `binary`: `true` or `false`.
 fn decode(source: &PgCluster, load: &Load, round: u64, binary: &str) {
     let sql = format!(
         "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('ours_{round}', NULL, NULL, \
