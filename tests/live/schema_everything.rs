@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use changeover::demo::{ClusterOptions, PgCluster, PostgresPrograms};
 use tokio_postgres::{Config, NoTls};
 
-use crate::schema_fingerprint::{assert_same, assert_same_rows, major};
+use crate::schema_fingerprint::{assert_same, assert_same_rows};
 use crate::support::{Daemon, Db, Pair, TestConfig};
 
 const EVERYTHING: &str = include_str!("../fixtures/everything.sql");
@@ -141,7 +141,7 @@ async fn works(pair: &Pair) {
     constraints_refuse(&green).await;
     triggers_and_rules_act(&green).await;
     code_returns(&green).await;
-    if major(&green).await >= 18 && major(&blue).await >= 18 {
+    if green.major_version().await >= 18 && blue.major_version().await >= 18 {
         what_18_brought_works(&green).await;
     }
 }

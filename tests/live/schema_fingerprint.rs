@@ -11,7 +11,7 @@ const SHOWN_MAX: usize = 40;
 
 /// Panics with every line that only one of both sides has. Rows are no part of it.
 pub(crate) async fn assert_same(source: &Db, target: &Db) {
-    let major = major(source).await.min(major(target).await);
+    let major = source.major_version().await.min(target.major_version().await);
     let (here, there) = (lines(source, major).await, lines(target, major).await);
     assert!(here.len() > 500, "only {} lines: that is not everything", here.len());
     let mut missing: Vec<&String> = here.difference(&there).collect();
@@ -40,10 +40,6 @@ pub(crate) async fn assert_same(source: &Db, target: &Db) {
         show(&missing, '-'),
         show(&extra, '+')
     );
-}
-
-pub(crate) async fn major(db: &Db) -> u32 {
-    db.scalar("SELECT current_setting('server_version_num')::int / 10000").await.parse().unwrap()
 }
 
 async fn lines(db: &Db, major: u32) -> BTreeSet<String> {

@@ -69,6 +69,11 @@ impl Db {
         self.query_text(sql).await.into_iter().next().unwrap_or_else(|| panic!("no row from {sql}"))
     }
 
+    /// The server's: 13, 14, …
+    pub async fn major_version(&self) -> u32 {
+        self.scalar("SELECT current_setting('server_version_num')::int / 10000").await.parse().unwrap()
+    }
+
     /// Waits until the first column of the first row is `wanted`; how long that took. Panics when it is not after 90 s.
     pub async fn until(&self, sql: &str, wanted: &str) -> Duration {
         self.until_it(sql, |found| found == wanted).await

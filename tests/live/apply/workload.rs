@@ -1,9 +1,14 @@
 //! Random workloads: whatever the source did, the target ends with the same rows.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use changeover::apply;
+use changeover::model::Batch;
 use futures_util::future::join_all;
 
-use super::world::{World, end_of};
-use crate::support::{Db, from_environment};
+use super::world::{Feed, World, alone, apply_to, beside, database, end_of, options_for, target_database};
+use crate::support::{Db, Server, from_environment, server};
 
 const SCHEMA: &str = "
 CREATE TABLE keyed (id int PRIMARY KEY, v int, note text);
@@ -27,10 +32,11 @@ const ON_TARGET: &str = "CREATE UNIQUE INDEX ON keyed (v) WHERE note = 'never'";
 
 const TABLES: [&str; 10] = ["keyed", "plain", "uniq", "pair", "bare", "parted", "tree", "ranges", "chosen", "nullable"];
 
+/// Whose values have a binary form.
 const BINARY_TABLES: [&str; 8] = ["keyed", "plain", "uniq", "pair", "bare", "parted", "chosen", "nullable"];
 
 /// Workloads checked at a time.
-const LANES: u64 = 4;
+const LANES: u64 = 6;
 
 struct Random(fastrand::Rng);
 
@@ -134,56 +140,128 @@ impl Random {
     }
 }
 
-async fn world(batch_bytes: usize) -> World {
-    let world = World::cut_at(SCHEMA, batch_bytes).await;
-    world.target.exec(ON_TARGET).await;
-    world
+/// One source, whose changes come decoded in three ways, and a target for each of the ways in which they are applied.
+struct Lane {
+    source: Db,
+    texts: Feed,
+    binaries: Feed,
+    targets: Vec<Target>,
+    _servers: [Server; 2],
 }
 
-/// Without the tables whose types come as text only.
-async fn binary_world() -> World {
-    let tables: Vec<&str> = BINARY_TABLES.to_vec();
-    let world = World::binary(SCHEMA, 1 << 20, &tables).await;
-    world.target.exec(ON_TARGET).await;
-    world
+struct Target {
+    db: Db,
+    decoded: Decoded,
+    options: apply::Options,
 }
 
-/// Begins with empty tables. `group_bytes` decides how much is folded together.
-async fn check(world: &mut World, tables: &[&str], seed: u64, group_bytes: usize) {
-    println!("CHANGEOVER_SEED={seed}, group_bytes {group_bytes}");
-    world.options.group_bytes = group_bytes;
-    world.options.sessions = 1 + usize::try_from(seed % 4).unwrap();
-    let mut random = Random(fastrand::Rng::with_seed(seed));
-    world.follow(&format!("TRUNCATE {} RESTART IDENTITY", TABLES.join(", "))).await.unwrap();
-    // Two lives of an applier, of three rounds each.
-    for _ in 0..2 {
-        let mut rounds = Vec::new();
-        for _ in 0..3 {
-            let transactions: String = (0..60).map(|_| random.transaction()).collect();
-            world.source.exec(&transactions).await;
-            rounds.push((world.decoded().await, rows(&world.source, tables).await));
+#[derive(Clone, Copy, PartialEq)]
+enum Decoded {
+    /// Transactions are hardly ever cut into parts.
+    Whole,
+    Cut,
+    /// Without the tables whose types come as text only.
+    Binary,
+}
+
+/// How a target gets its changes, and how many bytes of them are folded together at most.
+const WAYS: [(Decoded, usize); 6] = [
+    (Decoded::Whole, 1),
+    (Decoded::Whole, 4 << 10),
+    (Decoded::Whole, 1 << 20),
+    // Each part by itself, and some of them together.
+    (Decoded::Cut, 1),
+    (Decoded::Cut, 4 << 10),
+    (Decoded::Binary, 64 << 10),
+];
+
+impl Decoded {
+    fn tables(self) -> &'static [&'static str] {
+        if self == Self::Binary { &BINARY_TABLES } else { &TABLES }
+    }
+}
+
+/// What the source committed and what it held then.
+struct Round {
+    /// By [`Decoded`].
+    batches: [Vec<Arc<Batch>>; 3],
+    rows: BTreeMap<&'static str, Vec<String>>,
+}
+
+impl Lane {
+    async fn new() -> Self {
+        // Decoders read all that the source's server logs.
+        let servers = [server(), server()];
+        let source = database(&servers[0], "source", SCHEMA).await;
+        let mut targets = Vec::new();
+        for (number, (decoded, group_bytes)) in WAYS.into_iter().enumerate() {
+            let name = format!("target_{number}");
+            let db = target_database(&servers[1], &name, SCHEMA).await;
+            db.exec(ON_TARGET).await;
+            let options = apply::Options { group_bytes, ..options_for(&servers[1], &name) };
+            targets.push(Target { db, decoded, options });
         }
-        world.alone().await;
-        let applied = world.beside(async |running| {
-            for (batches, expected) in rounds {
+        let texts = Feed::texts(&source, &[1 << 20, 600]).await;
+        let binaries = Feed::binaries(&source, 1 << 20, &BINARY_TABLES).await;
+        Self { source, texts, binaries, targets, _servers: servers }
+    }
+
+    async fn round(&mut self, sql: &str) -> Round {
+        self.source.exec(sql).await;
+        let [whole, cut] = self.texts.decoded(&self.source).await.try_into().expect("two decoders");
+        let [binary] = self.binaries.decoded(&self.source).await.try_into().expect("one decoder");
+        let mut rows = BTreeMap::new();
+        for table in TABLES {
+            rows.insert(table, self.source.rows(table).await);
+        }
+        Round { batches: [whole, cut, binary], rows }
+    }
+
+    /// Begins with empty tables.
+    async fn check(&mut self, seed: u64) {
+        println!("CHANGEOVER_SEED={seed}");
+        let mut random = Random(fastrand::Rng::with_seed(seed));
+        let emptied = self.round(&format!("TRUNCATE {} RESTART IDENTITY", TABLES.join(", "))).await;
+        for target in &mut self.targets {
+            target.options.sessions = 1 + usize::try_from(seed % 4).unwrap();
+            alone(&target.db).await;
+            apply_to(&target.options, emptied.batches[target.decoded as usize].clone()).await.unwrap();
+        }
+        // Two lives of each applier, of three rounds each.
+        for _ in 0..2 {
+            let mut rounds = Vec::new();
+            for _ in 0..3 {
+                let transactions: String = (0..60).map(|_| random.transaction()).collect();
+                rounds.push(self.round(&transactions).await);
+            }
+            for target in &self.targets {
+                target.follow(&rounds, seed).await;
+            }
+        }
+    }
+}
+
+impl Target {
+    async fn follow(&self, rounds: &[Round], seed: u64) {
+        let group_bytes = self.options.group_bytes;
+        alone(&self.db).await;
+        let applied = beside(&self.options, async |running| {
+            for round in rounds {
+                let batches = round.batches[self.decoded as usize].clone();
                 let end = end_of(&batches);
                 running.send(batches).await;
                 running.settled(end).await;
-                for (table, expected) in tables.iter().zip(expected) {
-                    assert_eq!(world.target.rows(table).await, expected, "seed {seed}: {table}");
+                for table in self.decoded.tables() {
+                    assert_eq!(
+                        self.db.rows(table).await,
+                        round.rows[table],
+                        "seed {seed}, group_bytes {group_bytes}: {table}"
+                    );
                 }
             }
         });
-        applied.await.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
+        applied.await.unwrap_or_else(|error| panic!("seed {seed}, group_bytes {group_bytes}: {error:?}"));
     }
-}
-
-async fn rows(db: &Db, tables: &[&str]) -> Vec<Vec<String>> {
-    let mut rows = Vec::new();
-    for table in tables {
-        rows.push(db.rows(table).await);
-    }
-    rows
 }
 
 /// `CHANGEOVER_SEEDS` of them (1), from `CHANGEOVER_SEED` on (a random one): `make campaign-apply`.
@@ -197,17 +275,9 @@ async fn a_random_workload_ends_equal() {
 }
 
 async fn check_all(seeds: impl Iterator<Item = u64>) {
-    // One decoder cuts transactions into parts, the other hardly ever does.
-    let (mut whole, mut cut, mut binary) = (world(1 << 20).await, world(600).await, binary_world().await);
+    let mut lane = Lane::new().await;
     for seed in seeds {
-        for group_bytes in [1, 4 << 10, 1 << 20] {
-            check(&mut whole, &TABLES, seed, group_bytes).await;
-        }
-        // Each part by itself, and some of them together.
-        for group_bytes in [1, 4 << 10] {
-            check(&mut cut, &TABLES, seed, group_bytes).await;
-        }
-        check(&mut binary, &BINARY_TABLES, seed, 64 << 10).await;
+        lane.check(seed).await;
     }
 }
 
