@@ -38,6 +38,8 @@ mod decode;
 mod preflight;
 #[path = "live/cli.rs"]
 mod cli;
+#[path = "live/names.rs"]
+mod names;
 #[path = "live/apply.rs"]
 mod apply;
 #[path = "live/publish.rs"]

@@ -27,7 +27,7 @@ pub fn draft(source: &str, target: Option<&str>, dbname: &str, tables: &[DraftTa
 # Every other key, with its default and why it is there: config/full.toml of changeover's repository.
 
 [migration]
-# Names the slot, the publication and our rows on the target.
+# Names the slot, the publication and our rows on the target. Several migrations from or to one server need names of their own.
 name = {name}
 
 # Blue: owns the writes now. Without a password in the URL, PGPASSWORD, ~/.pgpass and password_file are asked.

@@ -35,7 +35,7 @@ pub use frame::{Frame, FrameBatch, FramePayload};
 pub use gathered::GatheredLeaves;
 pub use lsn::{Lsn, ParseLsnError};
 pub use names::{InvalidName, MigrationName, SinkName, TableName, quote_identifier, quote_literal};
-pub use position::{Position, SourceIdentity};
+pub use position::{Position, SourceIdentity, TargetIdentity};
 pub use relation::{Column, Relation, ReplicaIdentity, TypeName};
 pub use secret::Secret;
 pub use settled::{RowCounts, RowCountsByTable, Settled, TableHandover};

@@ -29,3 +29,11 @@ pub struct SourceIdentity {
     pub system_identifier: String,
     pub timeline: u32,
 }
+
+/// Which database a migration writes to: names of databases repeat from server to server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetIdentity {
+    /// `system_identifier` as the decimal text the server prints (a 64-bit number).
+    pub system_identifier: String,
+    pub database: String,
+}

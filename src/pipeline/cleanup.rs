@@ -16,7 +16,7 @@ use crate::schema::{self, Migration};
 use crate::source::{self, WhenActive};
 use crate::telemetry::chain;
 use crate::wire::Session;
-use crate::{apply, publish};
+use crate::{apply, publish, spool};
 
 /// What was removed, in the words of the report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -103,26 +103,13 @@ async fn remove(
     migration: Option<&Migration>,
 ) -> Result<Removed, Error> {
     let mut done = Removed { migration: config.migration.to_string(), ..Removed::default() };
-    let slot = migration.map_or(&config.source.slot.name, |it| &it.slot);
-    if migration.map_or(!config.source.slot.adopted, |it| it.slot_is_ours) {
-        if source::drop_slot(source, slot, WhenActive::Terminate).await? {
-            done.removed.push(format!("slot {slot} on the source"));
-        }
-    } else {
-        done.left.push(format!("slot {slot} on the source, which was there before: drop it when nobody needs it"));
-    }
-    let publication = migration.map_or(&config.source.publication.name, |it| &it.publication);
-    if migration.map_or(!config.source.publication.adopted, |it| it.publication_is_ours) {
-        if source::publication_tables(source, publication).await?.is_some() {
-            source::drop_publication(source, publication).await?;
-            done.removed.push(format!("publication {publication} on the source"));
-        }
-    } else {
-        done.left.push(format!("publication {publication} on the source, which was there before"));
-    }
-    cutover::remove_fence(source, &config.migration).await?;
-    cutover::remove_journal(source, &config.migration).await?;
-    done.removed.push("fence and journal on the source".to_owned());
+    let identity = match migration {
+        Some(migration) => migration.source.clone(),
+        None => source::identify(&config.source.endpoint).await?.identity,
+    };
+    let dir = &config.limits.spool_dir;
+    spool::may_be_removed(dir, &identity)?;
+    remove_from_source(config, source, target, migration, &mut done).await?;
     apply::drop_origin(target, &config.migration).await?;
     match apply::unwatch(target, &config.migration).await? {
         0 => done.removed.push("watch for other writers on the target".to_owned()),
@@ -135,16 +122,77 @@ async fn remove(
         forget_position(config, migration, &mut done).await;
     }
     // Before the record: a spool without its migration would be refused as somebody else's by the next one of this name.
-    let dir = &config.limits.spool_dir;
     match std::fs::remove_dir_all(dir) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             return Err(Error::RemoveSpool { dir: dir.clone(), source });
         }
         Ok(()) | Err(_) => {}
     }
-    done.removed.push(format!("spool in {}", config.limits.spool_dir.display()));
+    done.removed.push(format!("spool in {}", dir.display()));
     schema::drop_state(target, &config.migration).await?;
     done.removed.push("replication origin and state on the target".to_owned());
     info!(migration = %config.migration, "removed");
     Ok(done)
+}
+
+/// What another migration of this name needs stays. Without a record on the target only the source can tell.
+async fn remove_from_source(
+    config: &Config,
+    source: &Session,
+    target: &Session,
+    migration: Option<&Migration>,
+    done: &mut Removed,
+) -> Result<(), Error> {
+    let slot = migration.map_or(&config.source.slot.name, |it| &it.slot);
+    let publication = migration.map_or(&config.source.publication.name, |it| &it.publication);
+    // What a record says we made is ours, also where the target has become another server since (pg_upgrade).
+    if migration.is_none_or(|it| it.consistent_point.is_none())
+        && let Some(whose) = whose(source, target, slot, publication, migration.is_some()).await?
+    {
+        if migration.is_none() {
+            return Err(Error::OfAnother { doing: "remove what a migration of this name has left", whose });
+        }
+        done.left.push(format!("slot and publication on the source: {whose}"));
+        return Ok(());
+    }
+    if migration.map_or(!config.source.slot.adopted, |it| it.slot_is_ours) {
+        if source::drop_slot(source, slot, WhenActive::Terminate).await? {
+            done.removed.push(format!("slot {slot} on the source"));
+        }
+    } else {
+        done.left.push(format!("slot {slot} on the source, which was there before: drop it when nobody needs it"));
+    }
+    if migration.map_or(!config.source.publication.adopted, |it| it.publication_is_ours) {
+        if source::publication_tables(source, publication).await?.is_some() {
+            source::drop_publication(source, publication).await?;
+            done.removed.push(format!("publication {publication} on the source"));
+        }
+    } else {
+        done.left.push(format!("publication {publication} on the source, which was there before"));
+    }
+    cutover::remove_fence(source, &config.migration).await?;
+    cutover::remove_journal(source, &config.migration).await?;
+    done.removed.push("fence and journal on the source".to_owned());
+    Ok(())
+}
+
+/// Why slot and publication are another migration's, as a sentence.
+async fn whose(
+    source: &Session,
+    target: &Session,
+    slot: &str,
+    publication: &str,
+    has_begun: bool,
+) -> Result<Option<String>, Error> {
+    let identity = schema::target_identity(target).await?;
+    if let Some(whose) = source::claimed_by_another(source, slot, publication, &identity).await? {
+        return Ok(Some(whose));
+    }
+    if has_begun {
+        return Ok(None);
+    }
+    let reader = source::slot_state(source, slot).await?.and_then(|state| state.active_pid);
+    Ok(reader.map(|pid| {
+        format!("process {pid} of the source reads the slot {slot}, for a migration of which this target knows nothing")
+    }))
 }

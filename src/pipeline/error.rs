@@ -56,6 +56,8 @@ pub enum Error {
     NotCutOver { migration: String },
     #[error("migration {migration} is cut over: green owns the writes")]
     AlreadyCutOver { migration: String },
+    #[error("{doing}: {whose}")]
+    OfAnother { doing: &'static str, whose: String },
     #[error("remove the spool in {}", dir.display())]
     RemoveSpool {
         dir: std::path::PathBuf,
@@ -118,6 +120,11 @@ impl Error {
             Self::UnknownPhase { .. } => halt("use the version of changeover that started this migration"),
             Self::NotCutOver { .. } => halt("`changeover abort` ends a migration that has not been cut over"),
             Self::AlreadyCutOver { .. } => halt("`changeover complete` ends a migration that has been cut over"),
+            Self::OfAnother { .. } => halt(
+                "give this migration a name of its own ([migration] name): it names slots and replication origins, which all \
+                 databases of a server share. Where nobody needs what is there any more, drop the slot and the publication \
+                 on the source by hand",
+            ),
             Self::RemoveSpool { .. } => halt("remove the directory by hand: nothing rests on it any more"),
             Self::Led { .. } => halt("stop that daemon first, or let it go on: one leads at a time"),
             Self::Superseded { .. } => halt("stop this daemon: the other one goes on"),

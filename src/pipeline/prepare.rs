@@ -165,21 +165,29 @@ async fn make_stream(
     epoch: i64,
 ) -> Result<Lsn, Error> {
     apply::record_members(state, &config.migration, catalog.tables.iter().map(|table| &table.name)).await?;
-    if !config.source.publication.adopted {
-        let tables: Vec<TableName> = catalog.streamed_tables().map(|table| table.name.clone()).collect();
-        source::drop_publication(source, &config.source.publication.name).await?;
-        source::create_publication(source, &config.source.publication.name, &tables, &config.rows).await?;
+    let target = schema::target_identity(state).await?;
+    let (slot, publication) = (&config.source.slot, &config.source.publication);
+    if !slot.adopted
+        && let Some(whose) = source::claimed_by_another(source, &slot.name, &publication.name, &target).await?
+    {
+        return Err(Error::OfAnother { doing: "make a slot and a publication", whose });
     }
-    let point = if config.source.slot.adopted {
+    if !publication.adopted {
+        let tables: Vec<TableName> = catalog.streamed_tables().map(|table| table.name.clone()).collect();
+        source::drop_publication(source, &publication.name).await?;
+        source::create_publication(source, &publication.name, &tables, &config.rows).await?;
+        source::sign_publication(source, &publication.name, &target).await?;
+    }
+    let point = if slot.adopted {
         adopted_position(config, source).await?
     } else {
         // Without a recorded position nothing rests on a slot of our name.
-        source::drop_slot(source, &config.source.slot.name, WhenActive::Terminate).await?;
-        source::create_slot(&config.source.endpoint, &config.source.slot.name, config.source.slot_timeout).await?
+        source::drop_slot(source, &slot.name, WhenActive::Terminate).await?;
+        source::create_slot(&config.source.endpoint, &slot.name, config.source.slot_timeout).await?
     };
     source::wait_out_running_transactions(source, config.source.slot_timeout.max(Duration::from_secs(1))).await?;
     schema::set_consistent_point(state, &config.migration, epoch, point).await?;
-    info!(slot = config.source.slot.name, %point, "slot and publication are ready");
+    info!(slot = slot.name, %point, "slot and publication are ready");
     Ok(point)
 }
 

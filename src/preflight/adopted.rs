@@ -3,11 +3,11 @@
 use tokio_postgres::Row;
 
 use super::Error;
-use super::finding::{Finding, listed, statements};
+use super::finding::{Finding, OWN_NAME, listed, statements};
 use super::server::user;
 use super::sides::Sides;
 use crate::model::{TableName, quote_identifier, quote_literal};
-use crate::source;
+use crate::{schema, source};
 
 pub(super) async fn slot(sides: &Sides<'_>) -> Result<Finding, Error> {
     let slot = &sides.config.source.slot;
@@ -25,13 +25,33 @@ pub(super) async fn slot(sides: &Sides<'_>) -> Result<Finding, Error> {
                 quote_literal(&slot.name)
             ),
         )),
-        (false, Some(_)) if sides.started.is_none() => Ok(Finding::fail(
-            "source.slot",
-            format!("the slot {} is left over from an earlier migration of this name", slot.name),
-            "changeover abort",
-        )),
+        (false, Some(row)) if sides.started.is_none() => slot_of_nobody(sides, &slot.name, &row).await,
         (false, _) => Ok(Finding::pass("source.slot", format!("{}, of our own", slot.name))),
     }
+}
+
+/// The target knows of no migration, and yet there is a slot of its name. Nothing may be removed that another one needs.
+async fn slot_of_nobody(sides: &Sides<'_>, name: &str, row: &Row) -> Result<Finding, Error> {
+    let check = "source.slot";
+    let target = schema::target_identity(&sides.target.session).await?;
+    let publication = &sides.config.source.publication.name;
+    if let Some(whose) = source::claimed_by_another(&sides.source.session, name, publication, &target).await? {
+        return Ok(Finding::fail(check, whose, OWN_NAME));
+    }
+    let state: serde_json::Value = row.try_get(0)?;
+    if let Some(pid) = state["active_pid"].as_i64() {
+        let message =
+            format!("process {pid} reads the slot {name}, for a migration of which this target knows nothing");
+        return Ok(Finding::fail(check, message, "stop that daemon, then: changeover abort"));
+    }
+    let message = format!("the slot {name} is left over from an earlier migration of this name");
+    Ok(Finding::fail(check, message, "changeover abort"))
+}
+
+async fn published_for_another(sides: &Sides<'_>) -> Result<Option<String>, Error> {
+    let target = schema::target_identity(&sides.target.session).await?;
+    let name = &sides.config.source.publication.name;
+    Ok(source::published_for_another(&sides.source.session, name, &target).await?)
 }
 
 fn adopted_slot(name: &str, row: &Row) -> Result<Finding, Error> {
@@ -83,11 +103,14 @@ pub(super) async fn publication(sides: &Sides<'_>) -> Result<Finding, Error> {
                 quote_identifier(&publication.name)
             ),
         )),
-        (false, Some(_)) if sides.started.is_none() => Ok(Finding::fail(
-            "source.publication",
-            format!("the publication {} is left over from an earlier migration of this name", publication.name),
-            "changeover abort",
-        )),
+        (false, Some(_)) if sides.started.is_none() => Ok(match published_for_another(sides).await? {
+            Some(whose) => Finding::fail("source.publication", whose, OWN_NAME),
+            None => Finding::fail(
+                "source.publication",
+                format!("the publication {} is left over from an earlier migration of this name", publication.name),
+                "changeover abort",
+            ),
+        }),
         (false, Some(_)) => Ok(Finding::pass("source.publication", format!("{}, of our own", publication.name))),
         (false, None) => publication_rights(sides, &publication.name).await,
     }

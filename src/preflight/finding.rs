@@ -7,6 +7,10 @@ use serde::Serialize;
 /// How many names a message lists before it counts the rest.
 const NAMES_MAX: usize = 10;
 
+/// The remedy where another migration has our name.
+pub(super) const OWN_NAME: &str = "give this migration a name of its own ([migration] name): it names slots and replication \
+     origins, which all databases of a server share";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {

@@ -1,7 +1,7 @@
 //! Whether the target can take it, and from this user.
 
 use super::Error;
-use super::finding::Finding;
+use super::finding::{Finding, OWN_NAME};
 use super::server::{self, user};
 use super::sides::{Side, Sides};
 use crate::model::quote_identifier;
@@ -122,6 +122,9 @@ pub(super) async fn other_daemon(sides: &Sides<'_>) -> Result<Finding, Error> {
         Err(error @ schema::Error::Led { .. }) => {
             let remedy = "changeover status asks it; stop it before another is started";
             Ok(Finding::warn(check, crate::telemetry::chain(&error), remedy))
+        }
+        Err(error @ schema::Error::LedElsewhere { .. }) => {
+            Ok(Finding::fail(check, crate::telemetry::chain(&error), OWN_NAME))
         }
         Err(error) => Err(error.into()),
     }

@@ -57,6 +57,11 @@ pub enum Error {
     Stopped,
     #[error("lead the migration {migration}: {holder} does already")]
     Led { migration: MigrationName, holder: String },
+    #[error(
+        "lead the migration {migration}: one of this name writes to the database {database} of the same server, led by \
+         {holder}"
+    )]
+    LedElsewhere { migration: MigrationName, database: String, holder: String },
     #[error("find the migration {migration} in the target's schema changeover")]
     NoMigration { migration: MigrationName },
     #[error("go on with the migration {migration}: another daemon has taken it over")]
@@ -108,6 +113,10 @@ impl Error {
                 halt("prepare the target's schema by other means and set snapshot.mode = \"data\"")
             }
             Self::Led { .. } => halt("stop the other daemon, or let it go on"),
+            Self::LedElsewhere { .. } => halt(
+                "give one of the two another [migration] name: it names replication origins and slots, which all databases \
+                 of a server share",
+            ),
             Self::NoMigration { .. } => halt("`run` starts a migration"),
             Self::Superseded { .. } => halt("see which daemon runs with `status`; this one has stopped"),
             Self::MalformedState { .. } => halt("`abort` removes the state, `run` starts anew"),

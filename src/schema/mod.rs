@@ -40,4 +40,6 @@ pub(crate) use locks::holders as lock_holders;
 pub use read::{read_catalog, read_design};
 pub use sequences::copy_sequences;
 pub use state::{drop_state, install_state};
-pub use store::{Migration, bump_epoch, insert_migration, lead, read_migration, set_consistent_point, set_phase};
+pub use store::{
+    Migration, bump_epoch, insert_migration, lead, read_migration, set_consistent_point, set_phase, target_identity,
+};

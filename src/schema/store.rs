@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 
 use super::Error;
-use crate::model::{Lsn, MigrationName, SourceIdentity};
+use crate::model::{Lsn, MigrationName, SourceIdentity, TargetIdentity};
 use crate::wire::Session;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,16 +118,30 @@ pub async fn bump_epoch(target: &Session, name: &MigrationName) -> Result<i64, E
     Ok(row.get(0))
 }
 
-/// Takes the lock of the one daemon that leads, which lasts as long as the session. [`Error::Led`] names who has it.
+/// Takes the lock of the one daemon that leads, which lasts as long as the session. [`Error::Led`] names who has it,
+/// [`Error::LedElsewhere`] who leads a migration of this name into another database of the server.
 pub async fn lead(target: &Session, name: &MigrationName) -> Result<(), Error> {
     let key = lock_key(name);
     let doing = || Error::query(format!("take the lock of the migration {name}"));
     let row = target.query_one("SELECT pg_catalog.pg_try_advisory_lock($1)", &[&key]).await.map_err(doing())?;
-    if row.get(0) {
-        return Ok(());
+    if !row.get::<_, bool>(0) {
+        let holders = lock_holders(target, key).await.map_err(doing())?;
+        let here = holders.into_iter().find(|holder| holder.is_here);
+        let holder = here.map_or_else(|| "another session".to_owned(), |holder| holder.who);
+        return Err(Error::Led { migration: name.clone(), holder });
     }
-    let holder = lock_holder(target, key).await.map_err(doing())?;
-    Err(Error::Led { migration: name.clone(), holder })
+    // Such a lock is one of its database; origins, and slots for the way back, are the server's.
+    let holders = lock_holders(target, key).await.map_err(doing())?;
+    let Some(Holder { who, database, .. }) = holders.into_iter().find(|holder| !holder.is_here) else { return Ok(()) };
+    target.execute("SELECT pg_catalog.pg_advisory_unlock($1)", &[&key]).await.map_err(doing())?;
+    Err(Error::LedElsewhere { migration: name.clone(), database, holder: who })
+}
+
+/// Which database of which server the session is with.
+pub async fn target_identity(target: &Session) -> Result<TargetIdentity, Error> {
+    let sql = "SELECT system_identifier::text, pg_catalog.current_database()::text FROM pg_catalog.pg_control_system()";
+    let row = target.query_one(sql, &[]).await.map_err(Error::query("ask the target who it is"))?;
+    Ok(TargetIdentity { system_identifier: row.get(0), database: row.get(1) })
 }
 
 /// FNV-1a over a prefixed name. The same name gives the same key in every version of ours.
@@ -136,18 +150,25 @@ fn lock_key(name: &MigrationName) -> i64 {
     name.object_name().bytes().fold(0xcbf2_9ce4_8422_2325, step).cast_signed()
 }
 
-/// A 64-bit key stands in `pg_locks` as two halves with `objsubid` 1 ("pg_locks" in the documentation).
-async fn lock_holder(target: &Session, key: i64) -> Result<String, tokio_postgres::Error> {
+struct Holder {
+    who: String,
+    database: String,
+    is_here: bool,
+}
+
+/// Who holds the lock, in whichever database. A 64-bit key stands in `pg_locks` as two halves with `objsubid` 1 ("pg_locks" in the documentation).
+async fn lock_holders(target: &Session, key: i64) -> Result<Vec<Holder>, tokio_postgres::Error> {
     let sql = "SELECT pg_catalog.format('process %s of %s (%s, connected since %s)', l.pid,
                       coalesce(host(a.client_addr), 'this machine'),
                       coalesce(nullif(a.application_name, ''), 'unnamed'),
-                      coalesce(a.backend_start::text, 'unknown'))
-               FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid)
+                      coalesce(a.backend_start::text, 'unknown')),
+                      d.datname::text, d.datname = current_database()
+               FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database
+               LEFT JOIN pg_catalog.pg_stat_activity a USING (pid)
                WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-                 AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
                  AND l.classid = (($1::bigint >> 32) & 4294967295)::oid AND l.objid = ($1::bigint & 4294967295)::oid";
-    let row = target.query_opt(sql, &[&key]).await?;
-    Ok(row.map_or_else(|| "another session".to_owned(), |row| row.get(0)))
+    let rows = target.query(sql, &[&key]).await?;
+    Ok(rows.iter().map(|row| Holder { who: row.get(0), database: row.get(1), is_here: row.get(2) }).collect())
 }
 
 #[cfg(test)]

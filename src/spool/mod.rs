@@ -32,6 +32,7 @@ mod block;
 mod directory;
 mod points;
 mod usage;
+mod removal;
 mod error;
 
 #[cfg(test)]
@@ -49,5 +50,6 @@ pub use cursor::Cursor;
 pub use driver::{Options, Spool};
 pub use error::Error;
 pub use file_stash::FileStash;
+pub use removal::may_be_removed;
 pub use resume::{Resumed, Standing};
 pub use usage::{CursorUsage, Usage};

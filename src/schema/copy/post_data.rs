@@ -183,10 +183,15 @@ impl Plan {
     }
 }
 
-/// What we made on the source for ourselves: `changeover_<migration>`.
+/// What we made on the source for ourselves: `changeover_<migration>`, and what is said about it.
 fn is_ours(entry: &Entry) -> bool {
     let kinds = ["PUBLICATION", "EVENT TRIGGER"];
-    kinds.iter().any(|kind| entry.kind.starts_with(kind)) && entry.name.starts_with("changeover_")
+    let ours = |name: &str| name.trim_start_matches('"').starts_with("changeover_");
+    let on_ours = |kind: &&str| entry.name.strip_prefix(*kind).is_some_and(|name| ours(name.trim_start()));
+    match entry.kind.as_str() {
+        "COMMENT" => kinds.iter().any(on_ours),
+        kind => kinds.iter().any(|it| kind.starts_with(it)) && ours(&entry.name),
+    }
 }
 
 #[cfg(test)]
@@ -198,7 +203,11 @@ mod tests {
         let entry = |kind: &str, name: &str| Entry { kind: kind.to_owned(), name: name.to_owned(), ..Entry::default() };
         assert!(is_ours(&entry("PUBLICATION", "changeover_shop")));
         assert!(is_ours(&entry("PUBLICATION TABLE", "changeover_shop orders")));
+        assert!(is_ours(&entry("COMMENT", "PUBLICATION changeover_shop")));
+        assert!(is_ours(&entry("COMMENT", "PUBLICATION \"changeover_Shop\"")));
         assert!(!is_ours(&entry("PUBLICATION", "theirs")));
+        assert!(!is_ours(&entry("COMMENT", "PUBLICATION theirs")));
+        assert!(!is_ours(&entry("COMMENT", "TABLE changeover_shop")));
         assert!(!is_ours(&entry("TRIGGER", "changeover_shop")));
     }
 }

@@ -7,7 +7,7 @@ use changeover::apply::{Error, read_position};
 use changeover::model::{Batch, Lsn, TableHandover, TableName};
 use changeover::wire;
 
-use super::world::{World, end_of, migration};
+use super::world::{World, end_of};
 use crate::support::Db;
 
 const ACCOUNTS: &str =
@@ -43,7 +43,7 @@ async fn what_was_applied_is_skipped_by_position() {
     world.apply([first, second.clone()].concat()).await.unwrap();
     assert_eq!(world.target.rows("a").await, ["(1,3,x)"]);
     let session = wire::connect(&world.options.endpoint, "test").await.unwrap();
-    let position = read_position(&session, &migration()).await.unwrap();
+    let position = read_position(&session, &world.options.migration).await.unwrap();
     assert!(position >= Some(end_of(&second)));
 }
 

@@ -9,7 +9,7 @@ use changeover::apply::{self, Error};
 use changeover::decode::{Decoder, MemoryStash, Options as DecodeOptions};
 use changeover::link;
 use changeover::model::{
-    ApplyCommand, Batch, Frame, FrameBatch, FramePayload, Lsn, MigrationName, Settled, TableFilter, TablePattern,
+    ApplyCommand, Batch, Frame, FrameBatch, FramePayload, Lsn, Settled, TableFilter, TablePattern,
 };
 use changeover::telemetry::{Latency, Tally};
 use changeover::wire::Endpoint;
@@ -44,10 +44,6 @@ pub struct Running {
     pub settled: watch::Receiver<Settled>,
 }
 
-pub fn migration() -> MigrationName {
-    "test".parse().unwrap()
-}
-
 /// The server's URL has a database `postgres`.
 pub fn url_of(server: &Server, database: &str) -> String {
     let (base, name) = server.url().rsplit_once('/').unwrap();
@@ -71,11 +67,11 @@ pub async fn target_database(server: &Server, name: &str, schema: &str) -> Db {
     db
 }
 
-/// Of an applier to this database of a server.
+/// Of an applier to this database of a server, of a migration of its own: origins belong to all databases together.
 pub fn options_for(server: &Server, name: &str) -> apply::Options {
     apply::Options {
         endpoint: Endpoint::parse(&url_of(server, name)).unwrap(),
-        migration: migration(),
+        migration: name.parse().unwrap(),
         lane: apply::Lane::Main,
         epoch: 1,
         start: None,
