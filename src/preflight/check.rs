@@ -4,7 +4,7 @@ use tracing::debug;
 
 use super::finding::{Finding, Report};
 use super::sides::{Side, Sides};
-use super::{Error, adopted, contents, here, load, routes, rows, server, source, tables, target};
+use super::{Error, adopted, contents, here, load, owners, routes, rows, server, source, tables, target};
 use crate::config::{Config, SnapshotMode};
 use crate::model::Disposition;
 use crate::schema;
@@ -105,7 +105,7 @@ async fn check_target(sides: &Sides<'_>, streams: bool, findings: &mut Findings)
         SnapshotMode::Full => {
             findings.add("target.empty", contents::empty_database(sides).await);
             findings.add("target.extensions", contents::extensions(sides).await);
-            findings.add("target.owners", contents::owners(sides).await);
+            findings.add("target.owners", owners::owners(sides).await);
             findings.add("source.extension_rows", contents::extension_rows(sides).await);
             match schema::missing_roles(&sides.source.session, &sides.target.session).await {
                 Ok(missing) => findings.0.extend([contents::roles(&missing), contents::passwords(&missing)]),

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Error;
 use super::finding::{Finding, listed, statements};
 use super::partitions;
-use super::server::user;
 use super::sides::Sides;
 use crate::model::{TableName, quote_identifier};
 use crate::schema::{self, Described};
@@ -183,28 +182,6 @@ pub(super) fn roles(missing: &schema::MissingRoles) -> Finding {
     );
     let alter = |name: &String| format!("as a superuser: ALTER ROLE {} …;", quote_identifier(name));
     Finding::warn(check, message, statements(&missing.curtailed, alter))
-}
-
-/// Only who may become a role can give it a table.
-pub(super) async fn owners(sides: &Sides<'_>) -> Result<Finding, Error> {
-    let check = "target.owners";
-    let owners: BTreeSet<&str> = sides.source.catalog.tables.iter().map(|table| table.owner.as_str()).collect();
-    let owners: Vec<&str> = owners.into_iter().collect();
-    let sql = "SELECT rolname::text FROM pg_roles
-               WHERE rolname = ANY ($1) AND NOT pg_has_role(oid, 'MEMBER') ORDER BY 1";
-    let rows = sides.target.session.query(sql, &[&owners]).await?;
-    let strangers: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-    if strangers.is_empty() {
-        return Ok(Finding::pass(check, "this user may give every table to its owner"));
-    }
-    let user = user(&sides.target).await?;
-    let grant = |name: &String| format!("GRANT {} TO {user};", quote_identifier(name));
-    let remedy = format!(
-        "{}\n-- or give the tables to another owner on the source: ALTER TABLE … OWNER TO …;",
-        statements(&strangers, grant)
-    );
-    let message = format!("tables belong to roles that this user is no member of: {}", listed(&strangers));
-    Ok(Finding::fail(check, message, remedy))
 }
 
 /// What `CREATE ROLE` says of a role, and the column that holds it.

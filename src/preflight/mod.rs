@@ -16,6 +16,7 @@ mod rows;
 mod load;
 mod target;
 mod contents;
+mod owners;
 mod partitions;
 mod here;
 mod routes;

@@ -230,6 +230,66 @@ async fn a_role_that_is_no_superuser_copies_all_but_passwords_and_says_so() {
     }
 }
 
+/// `public` belongs to whoever owns the database, in `s` a grant allows it, in `late` nothing does any more.
+const OF_MANY: &str = "
+    CREATE TABLE public.t (id integer PRIMARY KEY);
+    CREATE FUNCTION public.f() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+    CREATE SCHEMA s; GRANT ALL ON SCHEMA s TO worker; CREATE SCHEMA late; GRANT ALL ON SCHEMA late TO worker;
+    SET ROLE worker;
+    CREATE TABLE s.t (id integer PRIMARY KEY, v text); CREATE TYPE s.kind AS ENUM ('a');
+    CREATE TABLE late.t (id serial PRIMARY KEY);
+    RESET ROLE; REVOKE ALL ON SCHEMA late FROM worker; GRANT USAGE ON SCHEMA late, s TO mover;
+    INSERT INTO s.t VALUES (1, 'x')";
+
+/// Who is no superuser gives things away only to whom may create where they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_many_arrives_as_theirs() {
+    for (source, target) in [(15, 15), (15, 18), (13, 13)] {
+        let mut pair = Pair::of(source, target);
+        let (blue, green) = (pair.source.connect().await, pair.target.connect().await);
+        blue.exec("CREATE ROLE app LOGIN; CREATE ROLE worker; GRANT worker TO app; CREATE ROLE mover LOGIN REPLICATION; GRANT app TO mover").await;
+        blue.exec("CREATE DATABASE shop OWNER app").await;
+        green
+            .exec("CREATE ROLE app LOGIN; CREATE ROLE worker; CREATE ROLE mover LOGIN; GRANT app, worker TO mover")
+            .await;
+        green.exec("CREATE DATABASE shop OWNER mover").await;
+        let (blue_shop, green_shop) = (pair.source.cluster().url("shop"), pair.target.cluster().url("shop"));
+        let as_role = |url: &str, role: &str| url.replace("postgres://postgres@", &format!("postgres://{role}@"));
+        let as_app = Db::connect(&as_role(&blue_shop, "app")).await;
+        as_app.exec(OF_MANY).await;
+        let config = TestConfig {
+            source: as_role(&blue_shop, "mover"),
+            target: as_role(&green_shop, "mover"),
+            ..everything("many", &pair)
+        };
+        let daemon = Daemon::prepare(&config);
+        let (verdict, message, remedy) = said(&daemon, "target.owners");
+        assert_eq!(verdict, "fail", "{message}");
+        let there = Db::connect(&green_shop).await;
+        let mut lacking = Vec::new();
+        for remedy in remedy.lines() {
+            let (side, statement) = remedy.split_once(": ").unwrap();
+            lacking.push(statement);
+            let db = if side == "on the target" { &there } else { &as_app };
+            db.exec(statement).await;
+        }
+        let in_late = "GRANT CREATE ON SCHEMA \"late\" TO \"worker\";";
+        let in_public = "GRANT CREATE ON SCHEMA \"public\" TO \"app\";";
+        // Up to 14 everybody may create in `public`.
+        assert_eq!(lacking, if target < 15 { vec![in_late] } else { vec![in_late, in_public] });
+        let (verdict, message, _) = said(&daemon, "target.owners");
+        assert_eq!(verdict, "pass", "{message}");
+        copy(&daemon);
+        assert_eq!(there.rows("s.t").await, ["(1,x)"]);
+        let owners = "SELECT format('%s %s', oid::regclass, relowner::regrole) FROM pg_class WHERE relkind IN ('r', 'S')
+                      AND relnamespace IN ('public'::regnamespace, 's'::regnamespace, 'late'::regnamespace)
+                      UNION ALL SELECT format('%s %s', oid::regprocedure, proowner::regrole) FROM pg_proc WHERE proname = 'f'
+                      UNION ALL SELECT format('%s %s %s', nspname, nspowner::regrole, nspacl) FROM pg_namespace
+                                WHERE nspname IN ('s', 'late') ORDER BY 1";
+        assert_eq!(there.query_text(owners).await, as_app.query_text(owners).await);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_filter_leaves_out_may_be_named_in_any_way() {
     let odd = r##""n!""#$%&'()*+,-./:;<=>?@[\]^_`{|}~""##;

@@ -94,8 +94,13 @@ async fn warn_about_subscriptions(source: &Session) -> Result<(), Error> {
 
 /// Entry by entry, so that an error can name the one that failed.
 async fn run_as_one(target: &Session, options: &CopyOptions, dump: &Dump) -> Result<(), Error> {
+    let grants = early_grants(target, dump).await?;
+    let schemas_end = dump.entries.iter().rposition(|entry| entry.kind == "SCHEMA").map_or(0, |last| last + 1);
     target.batch_execute("BEGIN").await.map_err(Error::query("begin the schema"))?;
-    for entry in &dump.entries {
+    for (at, entry) in dump.entries.iter().enumerate() {
+        if at == schemas_end {
+            grant_early(target, &grants).await?;
+        }
         let outcome = run_entry(target, entry, dump.partial).await;
         if let Err(error) = outcome {
             // The first error is the one to tell; a connection that is gone has rolled back by itself.
@@ -107,6 +112,33 @@ async fn run_as_one(target: &Session, options: &CopyOptions, dump: &Dump) -> Res
     let recording = target.execute(sql, &[&options.migration.as_str(), &TITLE]).await;
     recording.map_err(Error::query("record the schema"))?;
     target.batch_execute("COMMIT").await.map_err(Error::query("commit the schema"))
+}
+
+/// What is granted on schemas, for a role that is no superuser: it can give nothing in a schema to somebody who may not
+/// create there, and a dump grants at its end.
+async fn early_grants(target: &Session, dump: &Dump) -> Result<Vec<String>, Error> {
+    let sql = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user";
+    let row = target.query_one(sql, &[]).await.map_err(Error::query("see what this user may do"))?;
+    if row.get(0) {
+        return Ok(Vec::new());
+    }
+    let on_schemas = dump.entries.iter().filter(|entry| entry.kind == "ACL" && entry.name.starts_with("SCHEMA "));
+    let statements = on_schemas.flat_map(|entry| &entry.statements);
+    Ok(statements.filter(|statement| statement.starts_with("GRANT ")).cloned().collect())
+}
+
+/// They come again in their place, where it is said what could not be granted.
+async fn grant_early(target: &Session, grants: &[String]) -> Result<(), Error> {
+    let doing = || Error::query("grant what is granted on schemas");
+    for grant in grants {
+        target.batch_execute("SAVEPOINT early").await.map_err(doing())?;
+        let end = match target.batch_execute(grant).await {
+            Ok(()) => "RELEASE early",
+            Err(_) => "ROLLBACK TO early",
+        };
+        target.batch_execute(end).await.map_err(doing())?;
+    }
+    Ok(())
 }
 
 /// `partial` says that tables were left out of the dump: what cannot be made without them stays out too.
