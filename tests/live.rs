@@ -40,6 +40,8 @@ mod preflight;
 mod cli;
 #[path = "live/names.rs"]
 mod names;
+#[path = "live/managed.rs"]
+mod managed;
 #[path = "live/apply.rs"]
 mod apply;
 #[path = "live/publish.rs"]

@@ -65,6 +65,6 @@ pub use members::{
     Member, MemberStep, enter_step, entering, finish_members, forget_members, read_members, record_members,
 };
 pub use options::{AheadPort, Options, Ports};
-pub use origin::drop_origin;
+pub use origin::drop_origins;
 pub use position::{adopt_position, read_lane_position, read_position};
 pub use strangers::{Stranger, Watched, fold_notes, parts_of, read_strangers, unwatch, watch};

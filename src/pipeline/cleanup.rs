@@ -110,7 +110,14 @@ async fn remove(
     let dir = &config.limits.spool_dir;
     spool::may_be_removed(dir, &identity)?;
     remove_from_source(config, source, target, migration, &mut done).await?;
-    apply::drop_origin(target, &config.migration).await?;
+    let origins = apply::drop_origins(target, &config.migration).await?;
+    let state = if origins.is_empty() { "replication origin and state on the target" } else { "state on the target" };
+    for origin in origins {
+        done.left.push(format!(
+            "replication origin {origin} on the target, which this user may not remove: a superuser may, by SELECT \
+             pg_replication_origin_drop('{origin}')"
+        ));
+    }
     match apply::unwatch(target, &config.migration).await? {
         0 => done.removed.push("watch for other writers on the target".to_owned()),
         busy => done.left.push(format!(
@@ -130,7 +137,7 @@ async fn remove(
     }
     done.removed.push(format!("spool in {}", dir.display()));
     schema::drop_state(target, &config.migration).await?;
-    done.removed.push("replication origin and state on the target".to_owned());
+    done.removed.push(state.to_owned());
     info!(migration = %config.migration, "removed");
     Ok(done)
 }

@@ -16,7 +16,7 @@ pub async fn check(config: &Config) -> Report {
     if let Some(sides) = Box::pin(reach(config, &mut findings)).await {
         let (mut of_source, mut of_target) = (Findings::default(), Findings::default());
         let target = async {
-            of_target.add("target.replica_role", target::replica_role(&sides.target).await);
+            of_target.add("target.replica_role", target::replica_role(&sides).await);
             check_target(&sides, true, &mut of_target).await;
         };
         tokio::join!(Box::pin(check_source(&sides, &mut of_source)), Box::pin(target));
