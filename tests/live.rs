@@ -38,6 +38,8 @@ mod decode;
 mod preflight;
 #[path = "live/cli.rs"]
 mod cli;
+#[path = "live/drift.rs"]
+mod drift;
 #[path = "live/names.rs"]
 mod names;
 #[path = "live/managed.rs"]

@@ -166,6 +166,29 @@ pub(super) async fn green_complete(blue: &Session, green: &Session, dirty: &Dirt
     })
 }
 
+/// How many of what green lacks are named.
+const NAMED_MAX: usize = 10;
+
+/// Blue may have changed since its schema was copied, and nothing streams that.
+pub(super) async fn schema_equal(ports: &dyn Ports, blue: &Session, green: &Session) -> Gate {
+    let name = "schema_equal";
+    let lacking = match ports.lacking(blue, green).await {
+        Ok(lacking) => lacking,
+        Err(error) => return Gate::closed(name, chain(&*error), "see to what is said, then ask again"),
+    };
+    if lacking.is_empty() {
+        return Gate::open(name, "green has every table, column, key, index and sequence of blue");
+    }
+    let mut named: Vec<&str> = lacking.iter().take(NAMED_MAX).map(|one| one.what.as_str()).collect();
+    let more = format!("{} more", lacking.len() - named.len());
+    if lacking.len() > named.len() {
+        named.push(&more);
+    }
+    let mut remedies: Vec<&str> = lacking.iter().take(NAMED_MAX).map(|one| one.remedy.as_str()).collect();
+    remedies.dedup();
+    Gate::closed(name, named.join("; "), remedies.join("\n"))
+}
+
 /// A partition that came since we started is in no stream, and what is written to it would stay on blue. Asked of tables
 /// whose partitions are one table on green; `None` when there are none.
 pub(super) async fn partitions_stream(blue: &Session, dirty: &DirtyKeys) -> Result<Option<Gate>, Error> {

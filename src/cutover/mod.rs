@@ -32,7 +32,7 @@ pub use fence::remove_fence;
 pub use gates::Gate;
 pub use journal::remove_journal;
 pub use machine::{Step, Why};
-pub use ports::{Lag, PortError, PortFuture, Ports};
+pub use ports::{Lacking, Lag, PortError, PortFuture, Ports};
 pub use recover::{Recovered, recover};
 pub use report::{Outcome, Owner, Report, StepTime};
 pub use retire::{Retired, retire};

@@ -18,6 +18,14 @@ pub struct Lag {
     pub seconds: f64,
 }
 
+/// Something that green lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    pub what: String,
+    /// What brings it there.
+    pub remedy: String,
+}
+
 pub trait Ports: Send + Sync {
     /// `Err` says why the migration is not streaming (its phase, or what halted it).
     fn streaming(&self) -> Result<(), String>;
@@ -26,6 +34,10 @@ pub trait Ports: Send + Sync {
 
     /// Resolves when every sink is durable past `barrier`. Must be cancel-safe: the deadline drops it.
     fn drained(&self, barrier: Lsn) -> PortFuture<'_, ()>;
+
+    /// What blue has by now and green lacks: tables that came since the daemon started, columns, keys, indexes. Whoever
+    /// goes over would lose or miss it.
+    fn lacking<'a>(&'a self, source: &'a Session, target: &'a Session) -> PortFuture<'a, Vec<Lacking>>;
 
     /// Reads every sequence on `source` and sets it on `target`, with the margin. Answers with their number. Called once
     /// before the pause, to measure it and to find what is missing, and once inside.

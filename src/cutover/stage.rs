@@ -82,6 +82,7 @@ impl<'p> Stage<'p> {
             Ok(gate) => self.gates.extend(gate),
             Err(error) => self.gates.push(gates::failed("partitions_stream", &error)),
         }
+        self.gates.push(gates::schema_equal(ports, &self.blue, &self.green).await);
         self.check_routers().await;
         if self.gates.iter().all(|gate| gate.open) {
             self.measure().await;

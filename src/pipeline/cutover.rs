@@ -9,17 +9,19 @@ use super::error::Error;
 use super::flow::Flow;
 use super::handle::{CutoverRequest, Refused};
 use super::machine::Input;
+use super::membership::restricted;
 use super::migrate::store_phase;
 use super::requests::{Requests, refused};
 use super::status::{CutoverStatus, Phase};
-use crate::config::{self, Config};
-use crate::cutover::{self, Command, Http, Lag, Outcome, Owner, PgBouncer, PortFuture, Ports, Report, Router};
+use crate::config::{self, Config, SnapshotMode};
+use crate::cutover::{self, Command, Http, Lacking, Lag, Outcome, Owner, PgBouncer, PortFuture, Ports, Report, Router};
 use crate::model::{Lsn, SinkName};
-use crate::schema::{self, Catalog};
+use crate::schema::{self, Catalog, Described, DifferenceKind};
 use crate::wire::Session;
 
 /// What the cutover asks of the pipeline.
 struct Ends {
+    config: Arc<Config>,
     board: Board,
     flow: Arc<Flow>,
     catalog: Arc<Catalog>,
@@ -54,12 +56,53 @@ impl Ports for Ends {
         })
     }
 
+    fn lacking<'a>(&'a self, source: &'a Session, target: &'a Session) -> PortFuture<'a, Vec<Lacking>> {
+        Box::pin(async move { Ok(lacking(&self.config, &self.catalog, source, target).await?) })
+    }
+
     fn set_sequences<'a>(&'a self, source: &'a Session, target: &'a Session) -> PortFuture<'a, usize> {
         Box::pin(async move {
             let sequences = &self.catalog.sequences;
             Ok(schema::copy_sequences(source, target, sequences, self.sequence_margin).await?)
         })
     }
+}
+
+/// The tables that `known` has not, and what green lacks of the others.
+async fn lacking(
+    config: &Config,
+    known: &Catalog,
+    source: &Session,
+    target: &Session,
+) -> Result<Vec<Lacking>, schema::Error> {
+    let (here, there) =
+        tokio::try_join!(schema::read_catalog(source, &config.tables), schema::read_catalog(target, &config.tables))?;
+    // Partitions of a table that green keeps otherwise have a gate of their own.
+    let is_below_gathered = |table: &schema::Table| {
+        here.parents_of(table).any(|parent| known.table(parent).is_some_and(schema::Table::is_gathered))
+    };
+    let new = here.row_tables().filter(|table| known.table(&table.name).is_none() && !is_below_gathered(table));
+    let mut lacking: Vec<Lacking> = new
+        .map(|table| Lacking {
+            what: format!("table {} came since the daemon started, and is not migrated", table.name),
+            remedy: "start the daemon again: it copies what came; or take it out with [tables] exclude".to_owned(),
+        })
+        .collect();
+    let shared = restricted(&here, |name| known.table(name).is_some_and(|table| !table.is_gathered()));
+    let (ours, theirs) = tokio::try_join!(schema::read_design(source, &shared), schema::read_design(target, &there))?;
+    let source = Described { catalog: &shared, design: &ours };
+    let target = Described { catalog: &there, design: &theirs };
+    // Who prepared the schema may have left out what is no matter of rows.
+    let is_copied = config.snapshot.mode == SnapshotMode::Full;
+    let differences = schema::compare(source, target, true);
+    let missed = differences.into_iter().filter(|it| it.breaks() || (is_copied && is_missed(&it.kind)));
+    lacking.extend(missed.map(|it| Lacking { what: it.to_string(), remedy: it.remedy }));
+    Ok(lacking)
+}
+
+/// What nothing of the copy leaves out: a foreign key may refer to a table that is not migrated.
+fn is_missed(kind: &DifferenceKind) -> bool {
+    matches!(kind, DifferenceKind::MissingIndex { .. } | DifferenceKind::MissingUniqueKey { .. })
 }
 
 impl Requests {
@@ -90,6 +133,7 @@ impl Requests {
 
     async fn attempt(&self, request: &CutoverRequest) -> Result<Report, cutover::Error> {
         let ends = Ends {
+            config: Arc::clone(&self.config),
             board: self.board.clone(),
             flow: Arc::clone(&self.flow),
             catalog: Arc::clone(&self.catalog),

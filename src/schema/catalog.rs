@@ -335,6 +335,13 @@ impl Catalog {
         self.row_tables().flat_map(Table::stored)
     }
 
+    /// The tables that `table` is a partition of, the nearest first, as far as they are in the catalog.
+    pub fn parents_of<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = &'a TableName> {
+        let above = |partition: &&'a Partition| self.table(&partition.parent)?.partition.as_ref();
+        let partitions = std::iter::successors(table.partition.as_ref(), above);
+        partitions.take(self.tables.len()).map(|partition| &partition.parent)
+    }
+
     /// The gathered table that `name` is a partition of.
     pub fn gathered_from(&self, name: &TableName) -> Option<&Table> {
         let is_of =

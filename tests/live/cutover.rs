@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use changeover::cutover::{
-    Lag, Options, Outcome, Owner, Parts, PgBouncer as PoolerRouter, PortFuture, Ports, Report, Router, RouterFuture,
-    recover, run,
+    Lacking, Lag, Options, Outcome, Owner, Parts, PgBouncer as PoolerRouter, PortFuture, Ports, Report, Router,
+    RouterFuture, recover, run,
 };
 use changeover::demo::{PgBouncer, PoolerOptions, Upstream};
 use changeover::model::Lsn;
@@ -169,6 +169,10 @@ impl Ports for Pipe {
             }
             Ok(())
         })
+    }
+
+    fn lacking<'a>(&'a self, _: &'a Session, _: &'a Session) -> PortFuture<'a, Vec<Lacking>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn set_sequences<'a>(&'a self, source: &'a Session, target: &'a Session) -> PortFuture<'a, usize> {

@@ -78,10 +78,7 @@ fn missing_table(table: &Table, design: &TableDesign) -> Difference {
 
 /// Whether one of the tables above a partition is on the target and takes its rows.
 fn has_root_on(table: &Table, source: &Catalog, target: &Catalog) -> bool {
-    let parents = std::iter::successors(table.partition.as_ref(), |partition| {
-        source.table(&partition.parent).and_then(|parent| parent.partition.as_ref())
-    });
-    parents.take(source.tables.len()).any(|partition| target.table(&partition.parent).is_some())
+    source.parents_of(table).any(|parent| target.table(parent).is_some())
 }
 
 /// Those that belong to no column: anybody may call them.

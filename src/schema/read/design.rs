@@ -53,11 +53,11 @@ async fn constraints(session: &Session, oids: &[u32]) -> Result<ByTable<Constrai
     Ok(found)
 }
 
-/// Those that no constraint stands for, and that are not a partition's share of its root's.
+/// Valid ones that no constraint stands for, and that are not a partition's share of its root's.
 async fn indexes(session: &Session, oids: &[u32]) -> Result<ByTable<Index>, Error> {
     let sql = "SELECT i.indrelid, c.relname::text, pg_catalog.pg_get_indexdef(i.indexrelid), i.indisunique
                FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-               WHERE i.indrelid = ANY ($1::oid[]) AND NOT c.relispartition
+               WHERE i.indrelid = ANY ($1::oid[]) AND NOT c.relispartition AND (i.indisvalid OR c.relkind = 'I')
                  AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint o
                                  WHERE o.conindid = i.indexrelid AND o.contype IN ('p', 'u', 'x'))
                ORDER BY i.indrelid, c.relname";
