@@ -139,9 +139,11 @@ pub async fn lead(target: &Session, name: &MigrationName) -> Result<(), Error> {
 
 /// Which database of which server the session is with.
 pub async fn target_identity(target: &Session) -> Result<TargetIdentity, Error> {
-    let sql = "SELECT system_identifier::text, pg_catalog.current_database()::text FROM pg_catalog.pg_control_system()";
+    let sql = "SELECT system_identifier, pg_catalog.current_database()::text FROM pg_catalog.pg_control_system()";
     let row = target.query_one(sql, &[]).await.map_err(Error::query("ask the target who it is"))?;
-    Ok(TargetIdentity { system_identifier: row.get(0), database: row.get(1) })
+    // SQL has no unsigned numbers.
+    let system_identifier = row.get::<_, i64>(0).cast_unsigned().to_string();
+    Ok(TargetIdentity { system_identifier, database: row.get(1) })
 }
 
 /// FNV-1a over a prefixed name. The same name gives the same key in every version of ours.
