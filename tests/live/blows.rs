@@ -66,6 +66,9 @@ struct Plan {
     is_ahead: bool,
 }
 
+/// Reached only where a large transaction comes before its commit.
+const AHEAD: [Point; 3] = [Point::AheadDue, Point::AheadCommitted, Point::AheadTold];
+
 impl Plan {
     fn new(rng: &mut Rng, source: u32) -> Self {
         let group = ["64KiB", "256KiB", "8MiB"][rng.usize(..3)];
@@ -253,12 +256,14 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
     }
     let points = plan.points();
     for number in 0..BLOWS {
-        let point = points[rng.usize(..points.len())];
+        // Of the others every plan reaches some.
+        let point = if plan.is_ahead && rng.bool() {
+            AHEAD[rng.usize(..AHEAD.len())]
+        } else {
+            points[rng.usize(..points.len())]
+        };
         sleep(Duration::from_millis(rng.u64(0..600))).await;
-        let needs_backlog = matches!(
-            point,
-            Point::SpanDue | Point::SpanRead | Point::AheadDue | Point::AheadCommitted | Point::AheadTold
-        );
+        let needs_backlog = AHEAD.contains(&point) || matches!(point, Point::SpanDue | Point::SpanRead);
         if (plan.bulk != "0" || plan.is_ahead) && (needs_backlog || rng.u8(..4) == 0) {
             daemon.kill();
             if plan.is_ahead {
@@ -271,7 +276,9 @@ async fn strike(pair: &mut Pair, seed: u64, fallen: &mut Fallen) {
             daemon.hold_at(point);
         }
         let (armed, mut reached) = (Instant::now(), false);
-        while !reached && armed.elapsed() < POINT_PATIENCE {
+        // Besides, the daemon has to start and to read what was left.
+        let patience = if needs_backlog { POINT_PATIENCE * 3 } else { POINT_PATIENCE };
+        while !reached && armed.elapsed() < patience {
             sleep(Duration::from_millis(2)).await;
             reached = daemon.is_held_at(point);
         }
