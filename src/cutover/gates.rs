@@ -177,7 +177,10 @@ pub(super) async fn schema_equal(ports: &dyn Ports, blue: &Session, green: &Sess
         Err(error) => return Gate::closed(name, chain(&*error), "see to what is said, then ask again"),
     };
     if lacking.is_empty() {
-        return Gate::open(name, "green has every table, column, key, index and sequence of blue");
+        return Gate::open(
+            name,
+            "green lacks no table, column, key or sequence of blue, and no index where we made them",
+        );
     }
     let mut named: Vec<&str> = lacking.iter().take(NAMED_MAX).map(|one| one.what.as_str()).collect();
     let more = format!("{} more", lacking.len() - named.len());
