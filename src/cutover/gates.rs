@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::{BLUE, Error, GREEN, query};
-use super::ports::Ports;
+use super::ports::{Lacking, Ports};
 use super::router::Router;
 use crate::model::{MigrationName, TableName};
 use crate::telemetry::chain;
@@ -166,15 +166,16 @@ pub(super) async fn green_complete(blue: &Session, green: &Session, dirty: &Dirt
     })
 }
 
+const LOCK_TIMEOUT_MS: u32 = 2_000;
 /// How many of what green lacks are named.
 const NAMED_MAX: usize = 10;
 
 /// Blue may have changed since its schema was copied, and nothing streams that.
 pub(super) async fn schema_equal(ports: &dyn Ports, blue: &Session, green: &Session) -> Gate {
     let name = "schema_equal";
-    let lacking = match ports.lacking(blue, green).await {
+    let lacking = match lacking(ports, blue, green).await {
         Ok(lacking) => lacking,
-        Err(error) => return Gate::closed(name, chain(&*error), "see to what is said, then ask again"),
+        Err(why) => return Gate::closed(name, why, "wait for who holds a lock on a table (pg_locks), then ask again"),
     };
     if lacking.is_empty() {
         return Gate::open(
@@ -190,6 +191,21 @@ pub(super) async fn schema_equal(ports: &dyn Ports, blue: &Session, green: &Sess
     let mut remedies: Vec<&str> = lacking.iter().take(NAMED_MAX).map(|one| one.remedy.as_str()).collect();
     remedies.dedup();
     Gate::closed(name, named.join("; "), remedies.join("\n"))
+}
+
+/// What an index or a column says can only be read while nobody has its table for himself, who is not waited for long.
+async fn lacking(ports: &dyn Ports, blue: &Session, green: &Session) -> Result<Vec<Lacking>, String> {
+    let what = "read both schemas";
+    let bound = |milliseconds: u32| format!("SET lock_timeout = {milliseconds}");
+    let told = |error: Error| chain(&error);
+    for (session, side) in [(blue, BLUE), (green, GREEN)] {
+        session.batch_execute(&bound(LOCK_TIMEOUT_MS)).await.map_err(query(side, what)).map_err(told)?;
+    }
+    let lacking = ports.lacking(blue, green).await.map_err(|error| chain(&*error));
+    for (session, side) in [(blue, BLUE), (green, GREEN)] {
+        session.batch_execute(&bound(0)).await.map_err(query(side, what)).map_err(told)?;
+    }
+    lacking
 }
 
 /// A partition that came since we started is in no stream, and what is written to it would stay on blue. Asked of tables

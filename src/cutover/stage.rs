@@ -82,11 +82,17 @@ impl<'p> Stage<'p> {
             Ok(gate) => self.gates.extend(gate),
             Err(error) => self.gates.push(gates::failed("partitions_stream", &error)),
         }
-        self.gates.push(gates::schema_equal(ports, &self.blue, &self.green).await);
         self.check_routers().await;
-        if self.gates.iter().all(|gate| gate.open) {
+        if self.are_open() {
+            self.gates.push(gates::schema_equal(ports, &self.blue, &self.green).await);
+        }
+        if self.are_open() {
             self.measure().await;
         }
+    }
+
+    fn are_open(&self) -> bool {
+        self.gates.iter().all(|gate| gate.open)
     }
 
     async fn check_routers(&mut self) {

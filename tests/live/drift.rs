@@ -39,6 +39,13 @@ async fn what_came_to_blue_since_lets_nobody_over_until_green_has_it() {
     let (is_open, detail, _) = gate(&daemon);
     assert!(is_open, "{detail}");
 
+    // A table that somebody has for himself is not waited for.
+    let alone = pair.source.connect().await;
+    alone.exec("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await;
+    let (_, detail, remedy) = gate(&daemon);
+    assert!(detail.contains("lock timeout") && remedy.contains("pg_locks"), "{detail} {remedy}");
+    alone.exec("ROLLBACK").await;
+
     blue.exec(
         "CREATE TABLE new_one (id int PRIMARY KEY); INSERT INTO new_one VALUES (1);
          CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (10) TO (20); INSERT INTO p VALUES (1, 15);
