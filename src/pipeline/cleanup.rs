@@ -198,8 +198,5 @@ async fn whose(
     if has_begun {
         return Ok(None);
     }
-    let reader = source::slot_state(source, slot).await?.and_then(|state| state.active_pid);
-    Ok(reader.map(|pid| {
-        format!("process {pid} of the source reads the slot {slot}, for a migration of which this target knows nothing")
-    }))
+    Ok(source::read_by_another(source, slot).await?)
 }

@@ -25,24 +25,21 @@ pub(super) async fn slot(sides: &Sides<'_>) -> Result<Finding, Error> {
                 quote_literal(&slot.name)
             ),
         )),
-        (false, Some(row)) if sides.started.is_none() => slot_of_nobody(sides, &slot.name, &row).await,
+        (false, Some(_)) if sides.started.is_none() => slot_of_nobody(sides, &slot.name).await,
         (false, _) => Ok(Finding::pass("source.slot", format!("{}, of our own", slot.name))),
     }
 }
 
 /// The target knows of no migration, and yet there is a slot of its name. Nothing may be removed that another one needs.
-async fn slot_of_nobody(sides: &Sides<'_>, name: &str, row: &Row) -> Result<Finding, Error> {
+async fn slot_of_nobody(sides: &Sides<'_>, name: &str) -> Result<Finding, Error> {
     let check = "source.slot";
     let target = schema::target_identity(&sides.target.session).await?;
     let publication = &sides.config.source.publication.name;
     if let Some(whose) = source::claimed_by_another(&sides.source.session, name, publication, &target).await? {
         return Ok(Finding::fail(check, whose, OWN_NAME));
     }
-    let state: serde_json::Value = row.try_get(0)?;
-    if let Some(pid) = state["active_pid"].as_i64() {
-        let message =
-            format!("process {pid} reads the slot {name}, for a migration of which this target knows nothing");
-        return Ok(Finding::fail(check, message, "stop that daemon, then: changeover abort"));
+    if let Some(whose) = source::read_by_another(&sides.source.session, name).await? {
+        return Ok(Finding::fail(check, whose, "stop that daemon, then: changeover abort"));
     }
     let message = format!("the slot {name} is left over from an earlier migration of this name");
     Ok(Finding::fail(check, message, "changeover abort"))

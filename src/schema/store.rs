@@ -158,7 +158,8 @@ struct Holder {
     is_here: bool,
 }
 
-/// Who holds the lock, in whichever database. A 64-bit key stands in `pg_locks` as two halves with `objsubid` 1 ("pg_locks" in the documentation).
+/// Who holds the lock, in whichever database. A 64-bit key stands in `pg_locks` as two halves with `objsubid` 1
+/// ("pg_locks" in the documentation).
 async fn lock_holders(target: &Session, key: i64) -> Result<Vec<Holder>, tokio_postgres::Error> {
     let sql = "SELECT pg_catalog.format('process %s of %s (%s, connected since %s)', l.pid,
                       coalesce(host(a.client_addr), 'this machine'),

@@ -4,6 +4,7 @@
 //! publication we make carries a comment that names the target.
 
 use super::Error;
+use super::slot_state::slot_state;
 use crate::model::{TargetIdentity, quote_identifier, quote_literal};
 use crate::wire::Session;
 
@@ -23,6 +24,14 @@ pub async fn sign_publication(session: &Session, publication: &str, target: &Tar
     let (name, comment) = (quote_identifier(publication), quote_literal(&made_for(target)));
     let sql = format!("COMMENT ON PUBLICATION {name} IS {comment}");
     session.batch_execute(&sql).await.map_err(Error::query("note for which target the publication is"))
+}
+
+/// Who reads the slot, for whoever finds no migration that it belongs to, as a sentence. `None` while nobody does.
+pub async fn read_by_another(session: &Session, slot: &str) -> Result<Option<String>, Error> {
+    let reader = slot_state(session, slot).await?.and_then(|state| state.active_pid);
+    Ok(reader.map(|pid| {
+        format!("process {pid} of the source reads the slot {slot}, for a migration of which this target knows nothing")
+    }))
 }
 
 /// Why slot and publication are another migration's, as a sentence. `None` where nothing says so.

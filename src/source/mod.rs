@@ -28,7 +28,7 @@ mod frames;
 mod error;
 
 pub use bulk::SLOTS_TO_CATCH_UP;
-pub use claim::{claimed_by_another, published_for_another, sign_publication};
+pub use claim::{claimed_by_another, published_for_another, read_by_another, sign_publication};
 pub use error::{Blocker, Blockers, Error};
 pub use publication::{
     add_to_publication, addition, create_publication, drop_publication, publication_tables, remove_from_publication,

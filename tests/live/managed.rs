@@ -53,15 +53,10 @@ async fn shops(source: u32, target: u32, may_silence: bool) -> Shops {
     if may_silence {
         green.exec("GRANT SET ON PARAMETER session_replication_role TO mover").await;
     }
-    let (blue_shop, green_shop) = (pair.source.cluster().url("shop"), pair.target.cluster().url("shop"));
-    let as_role = |url: &str, role: &str| url.replace("postgres://postgres@", &format!("postgres://{role}@"));
-    let config = TestConfig {
-        source: as_role(&blue_shop, "mover"),
-        target: as_role(&green_shop, "mover"),
-        ..TestConfig::new("shop", &pair)
-    };
-    let (blue, green) =
-        (Db::connect(&as_role(&blue_shop, "app")).await, Db::connect(&as_role(&green_shop, "app")).await);
+    let mut urls_of = |role| (pair.source.cluster().url_as(role, "shop"), pair.target.cluster().url_as(role, "shop"));
+    let ((source, target), (blue, green)) = (urls_of("mover"), urls_of("app"));
+    let config = TestConfig { source, target, ..TestConfig::new("shop", &pair) };
+    let (blue, green) = (Db::connect(&blue).await, Db::connect(&green).await);
     blue.exec(SCHEMA).await;
     if may_silence {
         blue.exec(WHAT_FIRES).await;
@@ -86,11 +81,9 @@ async fn assert_nothing_is_left(db: &Db) {
     assert_eq!(db.query_text(OURS).await, Vec::<String>::new());
 }
 
-fn succeeds(daemon: &Daemon, arguments: &[&str]) -> String {
-    let output = daemon.command(arguments);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {said}");
-    said
+fn succeeds(daemon: &Daemon, arguments: &[&str]) {
+    let (code, said) = daemon.said(arguments);
+    assert_eq!(code, 0, "{arguments:?}: {said}");
 }
 
 async fn goes_from_copy_to_complete(source: u32, target: u32, may_silence: bool) {

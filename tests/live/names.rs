@@ -1,7 +1,5 @@
 //! Migrations of one name keep out of each other's way: slots and origins are the server's, not a database's.
 
-use std::process::Output;
-
 use crate::support::{Daemon, Db, TestConfig, source_and_target};
 
 const TABLE: &str =
@@ -14,15 +12,10 @@ async fn another_database(url: &str, name: &str) -> String {
     format!("{server}/{name}")
 }
 
-fn said(output: &Output) -> (i32, String) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout) + &text(&output.stderr))
-}
-
 /// Each of the three is refused and does nothing. It says `why`, or who leads the other one while that runs.
 fn assert_refused(other: &Daemon, why: &str) {
     for command in ["check", "run", "abort"] {
-        let (code, said) = said(&other.command(&[command]));
+        let (code, said) = other.said(&[command]);
         assert_eq!(code, 1, "{command}: {said}");
         assert!(said.contains(why) || said.contains("of the same server, led by"), "{command}: {said}");
         assert!(said.contains("[migration] name"), "{command}: {said}");
@@ -67,7 +60,7 @@ async fn another_migration_of_the_same_name_is_refused_and_takes_nothing_away() 
     daemon.start_again();
     assert_follows(&mut daemon, &source, &target).await;
     daemon.terminate();
-    assert_eq!(said(&daemon.command(&["abort"])).0, 0);
+    assert_eq!(daemon.said(&["abort"]).0, 0);
     assert_eq!(source.scalar("SELECT count(*) FROM pg_publication").await, "0");
     assert_eq!(source.scalar("SELECT count(*) FROM pg_replication_slots").await, "0");
 }
@@ -105,12 +98,12 @@ async fn what_a_target_that_is_gone_has_left_is_removed_when_nobody_reads_it() {
     let admin = Db::connect(pair.target.url()).await;
     admin.exec("DROP DATABASE green WITH (FORCE)").await;
     admin.exec("CREATE DATABASE green").await;
-    let (code, complaint) = said(&Daemon::prepare(&config).command(&["abort"]));
+    let (code, complaint) = Daemon::prepare(&config).said(&["abort"]);
     assert_eq!(code, 1, "{complaint}");
     assert!(complaint.contains("reads the slot changeover_shop"), "{complaint}");
     daemon.kill();
     source.until("SELECT count(*) FROM pg_replication_slots WHERE active", "0").await;
-    let (code, report) = said(&daemon.command(&["abort"]));
+    let (code, report) = daemon.said(&["abort"]);
     assert_eq!(code, 0, "{report}");
     assert!(report.contains("removed slot changeover_shop"), "{report}");
     assert_eq!(source.scalar("SELECT count(*) FROM pg_publication").await, "0");

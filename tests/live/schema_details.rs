@@ -253,19 +253,15 @@ async fn what_belongs_to_many_arrives_as_theirs() {
             .exec("CREATE ROLE app LOGIN; CREATE ROLE worker; CREATE ROLE mover LOGIN; GRANT app, worker TO mover")
             .await;
         green.exec("CREATE DATABASE shop OWNER mover").await;
-        let (blue_shop, green_shop) = (pair.source.cluster().url("shop"), pair.target.cluster().url("shop"));
-        let as_role = |url: &str, role: &str| url.replace("postgres://postgres@", &format!("postgres://{role}@"));
-        let as_app = Db::connect(&as_role(&blue_shop, "app")).await;
+        let (source_shop, target_shop) = (pair.source.cluster(), pair.target.cluster());
+        let as_app = Db::connect(&source_shop.url_as("app", "shop")).await;
         as_app.exec(OF_MANY).await;
-        let config = TestConfig {
-            source: as_role(&blue_shop, "mover"),
-            target: as_role(&green_shop, "mover"),
-            ..everything("many", &pair)
-        };
+        let (source, target_url) = (source_shop.url_as("mover", "shop"), target_shop.url_as("mover", "shop"));
+        let there = Db::connect(&target_shop.url("shop")).await;
+        let config = TestConfig { source, target: target_url, ..everything("many", &pair) };
         let daemon = Daemon::prepare(&config);
         let (verdict, message, remedy) = said(&daemon, "target.owners");
         assert_eq!(verdict, "fail", "{message}");
-        let there = Db::connect(&green_shop).await;
         let mut lacking = Vec::new();
         for remedy in remedy.lines() {
             let (side, statement) = remedy.split_once(": ").unwrap();

@@ -163,6 +163,13 @@ impl Daemon {
         command.output().unwrap()
     }
 
+    /// The same: its exit code and all that it says.
+    pub fn said(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.command(arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout) + &text(&output.stderr))
+    }
+
     /// The same, which must exit 0; what it printed as JSON.
     pub fn json(&self, arguments: &[&str]) -> Value {
         let output = self.command(&[arguments, &["--json"]].concat());

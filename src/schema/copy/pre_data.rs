@@ -117,9 +117,7 @@ async fn run_as_one(target: &Session, options: &CopyOptions, dump: &Dump) -> Res
 /// What is granted on schemas, for a role that is no superuser: it can give nothing in a schema to somebody who may not
 /// create there, and a dump grants at its end.
 async fn early_grants(target: &Session, dump: &Dump) -> Result<Vec<String>, Error> {
-    let sql = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user";
-    let row = target.query_one(sql, &[]).await.map_err(Error::query("see what this user may do"))?;
-    if row.get(0) {
+    if roles::is_superuser(target).await? {
         return Ok(Vec::new());
     }
     let on_schemas = dump.entries.iter().filter(|entry| entry.kind == "ACL" && entry.name.starts_with("SCHEMA "));

@@ -193,7 +193,7 @@ async fn present_on(target: &Session, names: &[&str]) -> Result<BTreeSet<String>
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-async fn is_superuser(target: &Session) -> Result<bool, Error> {
+pub(super) async fn is_superuser(target: &Session) -> Result<bool, Error> {
     let sql = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user";
     Ok(target.query_one(sql, &[]).await.map_err(Error::query("read our own role"))?.get(0))
 }
